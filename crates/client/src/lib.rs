@@ -1,0 +1,1 @@
+//! The client library: durable outbox, sync, gap repair, cursors, both formats.

@@ -1,0 +1,1 @@
+//! One behavioural suite a port: plain functions over the trait that every implementation runs.

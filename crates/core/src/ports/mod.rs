@@ -1,0 +1,17 @@
+//! What the core asks of the outside, named after what the domain needs.
+//!
+//! Each port's documentation says what is durable, ordered, idempotent and stale;
+//! each has one behavioural suite in [`crate::conformance`] that every
+//! implementation passes.
+
+use std::future::Future;
+use std::pin::Pin;
+
+pub mod blobs;
+pub mod directory;
+pub mod disk;
+pub mod log;
+pub mod store;
+
+/// A future that owns what it needs or borrows from `'a`, as ports return it.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;

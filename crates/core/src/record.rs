@@ -1,0 +1,295 @@
+//! What is appended to the log: a user's send, or a change of members from the directory.
+
+use bytes::Bytes;
+
+use crate::ids::{ConversationId, GatewayId, MessageKey, Micros, Position, SenderId, Seq, SessionId, UserId};
+use crate::varint::{self, Malformed, Reader};
+
+/// What an event's body is. The numbers are stored and sent: never reuse one.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(u8)]
+pub enum Kind {
+    /// UTF-8 text.
+    #[default]
+    Text = 0,
+    /// A JSON value of the application's own.
+    Json = 1,
+    /// Nothing: a numbered message that was refused for good or can't be stored.
+    Empty = 2,
+    /// A change of who may do what.
+    Members = 3,
+}
+
+impl Kind {
+    /// The kind with this number.
+    pub fn from_number(n: u8) -> Option<Kind> {
+        [Kind::Text, Kind::Json, Kind::Empty, Kind::Members].into_iter().find(|k| *k as u8 == n)
+    }
+}
+
+/// How a body's bytes are to be read. The numbers are stored and sent.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(u8)]
+pub enum Encoding {
+    /// As they are.
+    #[default]
+    Identity = 0,
+    /// One zstd frame made by the sender.
+    Zstd = 1,
+}
+
+impl Encoding {
+    /// The encoding with this number.
+    pub fn from_number(n: u8) -> Option<Encoding> {
+        [Encoding::Identity, Encoding::Zstd].into_iter().find(|e| *e as u8 == n)
+    }
+}
+
+/// A member's place in a conversation. The numbers are stored and sent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+#[repr(u8)]
+pub enum Role {
+    /// Not a member.
+    #[default]
+    None = 0,
+    /// Reads and reacts.
+    Reader = 1,
+    /// Reads and writes.
+    Member = 2,
+    /// Also changes members.
+    Admin = 3,
+    /// Also changes admins.
+    Owner = 4,
+}
+
+impl Role {
+    /// The role with this number.
+    pub fn from_number(n: u8) -> Option<Role> {
+        [Role::None, Role::Reader, Role::Member, Role::Admin, Role::Owner].into_iter().find(|r| *r as u8 == n)
+    }
+
+    /// Whether the role's grant is one to write; a change of this ends a grant and starts another.
+    pub fn may_write(self) -> bool {
+        self >= Role::Member
+    }
+}
+
+/// What kind of conversation. The numbers are stored and sent.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+#[repr(u8)]
+pub enum ConversationKind {
+    /// Of two users, one per pair.
+    #[default]
+    Direct = 0,
+    /// Everybody writes.
+    Group = 1,
+    /// Some write, many read.
+    Channel = 2,
+}
+
+impl ConversationKind {
+    /// The kind with this number.
+    pub fn from_number(n: u8) -> Option<ConversationKind> {
+        [ConversationKind::Direct, ConversationKind::Group, ConversationKind::Channel].into_iter().find(|k| *k as u8 == n)
+    }
+}
+
+/// Where the answer to a send goes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub struct Origin {
+    /// The gateway worker that appended it.
+    pub gateway: GatewayId,
+    /// The session it came from; the accepted event isn't sent back to it.
+    pub session: SessionId,
+}
+
+/// A user's numbered message.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Send {
+    /// Who sends.
+    pub user: UserId,
+    /// Through which outbox.
+    pub sender: SenderId,
+    /// Under which grant: the seq of the event that let the user write.
+    pub grant: Seq,
+    /// 1, 2, 3, … per (conversation, sender, grant).
+    pub counter: u64,
+    /// The message's own 8 bytes.
+    pub id: MessageKey,
+    /// The id under `counter - 1`; 0 for the first.
+    pub previous: MessageKey,
+    /// A single-use sender, as an HTTP `Idempotency-Key` makes one: counter 1 only.
+    pub once: bool,
+    /// What the body is.
+    pub kind: Kind,
+    /// How the body is written.
+    pub encoding: Encoding,
+    /// The body, at most the published limit.
+    pub body: Bytes,
+    /// Where the answer goes.
+    pub origin: Origin,
+    /// When the gateway took it (its clock), for latency only: nothing is decided by it.
+    pub taken: Micros,
+}
+
+/// What a directory version says of one user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RoleChange {
+    /// Whose place changes.
+    pub user: UserId,
+    /// The new role; [`Role::None`] ends the membership.
+    pub role: Role,
+}
+
+/// A directory's numbered change of members.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Membership {
+    /// The conversation's directory version: 1 for its creation.
+    pub version: u64,
+    /// Who decided it; 0 for the directory itself.
+    pub by: UserId,
+    /// At most [`MEMBERS_PER_EVENT_MAX`] users.
+    pub changes: Vec<RoleChange>,
+    /// The conversation's kind.
+    pub kind: ConversationKind,
+    /// The conversation's title; may be empty.
+    pub title: String,
+}
+
+/// How many users one membership event names at most (design.md, section 3).
+pub const MEMBERS_PER_EVENT_MAX: usize = 1000;
+
+/// The content of a record.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// A user's message.
+    Send(Send),
+    /// A change of members.
+    Membership(Membership),
+}
+
+/// What is appended under a conversation's key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    /// The key: records of one conversation keep their order.
+    pub conversation: ConversationId,
+    /// What it says.
+    pub content: Content,
+}
+
+/// A record read back from the log: it is committed, and so may be acknowledged.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Committed {
+    /// Where it stands.
+    pub position: Position,
+    /// When it was appended, by the log's clock: doesn't run back embedded, may in Kafka.
+    pub appended: Micros,
+    /// The record's bytes as [`Record::encode`] wrote them.
+    pub payload: Bytes,
+}
+
+const SEND: u8 = 1;
+const MEMBERSHIP: u8 = 2;
+
+impl Record {
+    /// The stored bytes: tag, conversation, then the fields in the order of their declaration.
+    pub fn encode(&self, out: &mut Vec<u8>) {
+        match &self.content {
+            Content::Send(send) => {
+                out.push(SEND);
+                out.extend_from_slice(&self.conversation.0.to_le_bytes());
+                send.encode(out);
+            }
+            Content::Membership(change) => {
+                out.push(MEMBERSHIP);
+                out.extend_from_slice(&self.conversation.0.to_le_bytes());
+                change.encode(out);
+            }
+        }
+    }
+
+    /// Takes a payload apart; the body shares its memory.
+    pub fn decode(payload: &Bytes) -> Result<Record, Malformed> {
+        let mut r = Reader::new(payload, "log record");
+        let tag = r.byte()?;
+        let conversation = ConversationId(r.fixed64()?);
+        let content = match tag {
+            SEND => Content::Send(Send::decode(&mut r, payload)?),
+            MEMBERSHIP => Content::Membership(Membership::decode(&mut r)?),
+            _ => return Err(r.malformed()),
+        };
+        Ok(Record { conversation, content })
+    }
+
+    /// The conversation alone, for a record whose content can't be read.
+    pub fn conversation_of(payload: &[u8]) -> Option<ConversationId> {
+        let mut r = Reader::new(payload, "log record");
+        r.byte().ok()?;
+        r.fixed64().ok().map(ConversationId)
+    }
+}
+
+impl Send {
+    fn encode(&self, out: &mut Vec<u8>) {
+        for fixed in [self.user.0, self.sender.0, self.id.0, self.previous.0] {
+            out.extend_from_slice(&fixed.to_le_bytes());
+        }
+        varint::put(out, self.grant);
+        varint::put(out, self.counter);
+        out.push(u8::from(self.once));
+        out.push(self.kind as u8);
+        out.push(self.encoding as u8);
+        varint::put(out, u64::from(self.origin.gateway.0));
+        varint::put(out, self.origin.session.0);
+        varint::put(out, self.taken);
+        varint::put_bytes(out, &self.body);
+    }
+
+    fn decode(r: &mut Reader<'_>, payload: &Bytes) -> Result<Send, Malformed> {
+        Ok(Send {
+            user: UserId(r.fixed64()?),
+            sender: SenderId(r.fixed64()?),
+            id: MessageKey(r.fixed64()?),
+            previous: MessageKey(r.fixed64()?),
+            grant: r.varint()?,
+            counter: r.varint()?,
+            once: r.byte()? != 0,
+            kind: Kind::from_number(r.byte()?).ok_or(r.malformed())?,
+            encoding: Encoding::from_number(r.byte()?).ok_or(r.malformed())?,
+            origin: Origin { gateway: GatewayId(r.varint32()?), session: SessionId(r.varint()?) },
+            taken: r.varint()?,
+            body: payload.slice_ref(r.bytes()?),
+        })
+    }
+}
+
+impl Membership {
+    fn encode(&self, out: &mut Vec<u8>) {
+        varint::put(out, self.version);
+        out.extend_from_slice(&self.by.0.to_le_bytes());
+        out.push(self.kind as u8);
+        varint::put_bytes(out, self.title.as_bytes());
+        varint::put(out, self.changes.len() as u64);
+        for change in &self.changes {
+            out.extend_from_slice(&change.user.0.to_le_bytes());
+            out.push(change.role as u8);
+        }
+    }
+
+    fn decode(r: &mut Reader<'_>) -> Result<Membership, Malformed> {
+        let version = r.varint()?;
+        let by = UserId(r.fixed64()?);
+        let kind = ConversationKind::from_number(r.byte()?).ok_or(r.malformed())?;
+        let title = std::str::from_utf8(r.bytes()?).map_err(|_| r.malformed())?.to_owned();
+        let count = r.varint()? as usize;
+        if count > MEMBERS_PER_EVENT_MAX {
+            return Err(r.malformed());
+        }
+        let mut changes = Vec::with_capacity(count);
+        for _ in 0..count {
+            let user = UserId(r.fixed64()?);
+            changes.push(RoleChange { user, role: Role::from_number(r.byte()?).ok_or(r.malformed())? });
+        }
+        Ok(Membership { version, by, changes, kind, title })
+    }
+}

@@ -1,0 +1,1 @@
+//! Listeners, sessions, WebSocket and HTTP.

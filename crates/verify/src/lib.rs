@@ -1,0 +1,1 @@
+//! A checker of recorded histories for every promise.
