@@ -9,4 +9,5 @@ pub mod ids;
 pub mod ports;
 pub mod record;
 pub mod rows;
+pub mod sequencer;
 pub mod varint;

@@ -11,6 +11,8 @@ pub mod blobs;
 pub mod directory;
 pub mod disk;
 pub mod log;
+pub mod peers;
+pub mod registry;
 pub mod store;
 
 /// A future that owns what it needs or borrows from `'a`, as ports return it.

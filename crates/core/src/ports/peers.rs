@@ -1,0 +1,153 @@
+//! What gateways and routers say to each other.
+//!
+//! **Promise of every implementation**: messages of one sender to one receiver keep
+//! their order within a conversation or are lost; they are never changed. A queue to
+//! a receiver is bounded and what doesn't fit is dropped (and counted). Nothing rests
+//! on a message having arrived: answers are asked again by the client's resend, events
+//! are missed by their number ([`ToGateway::Digest`] shows a lost last one).
+
+use std::sync::Arc;
+
+use crate::ids::{ConversationId, GatewayId, Micros, Seq, SessionId, UserId};
+use crate::rows::{CursorRow, EventRow, GrantState};
+use crate::sequencer::Answer;
+
+/// From a gateway to the router that owns the conversations named.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToRouter {
+    /// Asks how `conversations` stand for `user`; from then on their events come to the gateway.
+    Open {
+        /// Given back in the answer.
+        request: u64,
+        /// For whom grants and cursors are asked.
+        user: UserId,
+        /// At most [`OPEN_MAX`]; more are asked in several requests.
+        conversations: Vec<ConversationId>,
+    },
+    /// The gateway has no session left that wants these.
+    Close(Vec<ConversationId>),
+    /// How far members have come: only the greatest of each counts.
+    Cursors(Vec<CursorRow>),
+    /// A member is, or no longer is, typing. Not stored, dropped when not a member.
+    Typing {
+        /// Where.
+        conversation: ConversationId,
+        /// Who.
+        user: UserId,
+        /// Whether it begins.
+        on: bool,
+    },
+    /// Asks for committed events from a seq on that the store may not have yet.
+    Tail {
+        /// Given back in the answer.
+        request: u64,
+        /// Of which conversation.
+        conversation: ConversationId,
+        /// The first seq wanted.
+        from: Seq,
+    },
+    /// Events this gateway has put on the sockets of all its sessions, or queued for them.
+    FannedOut(Vec<Handed>),
+}
+
+/// The most conversations in one [`ToRouter::Open`].
+pub const OPEN_MAX: usize = 1000;
+
+/// One event a gateway has handed to its sessions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handed {
+    /// Of which conversation.
+    pub conversation: ConversationId,
+    /// Which event.
+    pub seq: Seq,
+}
+
+/// How a conversation stands for a user, as the owning router knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Opened {
+    /// Which conversation.
+    pub conversation: ConversationId,
+    /// Its last seq: events above it will come to the gateway.
+    pub head: Seq,
+    /// What kind it is.
+    pub kind: crate::record::ConversationKind,
+    /// The user's grant and what the user may see.
+    pub grant: GrantState,
+    /// The user's own cursors.
+    pub cursor: CursorRow,
+}
+
+/// From a router to a gateway.
+#[derive(Clone, Debug, PartialEq)]
+pub enum ToGateway {
+    /// The verdict on a send, for the session it came from.
+    Answer {
+        /// The session.
+        session: SessionId,
+        /// The verdict.
+        answer: Answer,
+        /// When the gateway took the send, for latency.
+        taken: Micros,
+    },
+    /// A committed event. Membership events go to every gateway, others to those that opened the conversation.
+    Event {
+        /// The event.
+        row: Arc<EventRow>,
+        /// The session that sent it and has its answer; it isn't sent there.
+        except: SessionId,
+        /// When the sender's gateway took it, for latency; 0: not known.
+        taken: Micros,
+    },
+    /// The answer to [`ToRouter::Open`]. Conversations the router couldn't read are in `later`.
+    Opened {
+        /// The request's number.
+        request: u64,
+        /// How they stand.
+        states: Vec<Opened>,
+        /// Ask for these again after a while.
+        later: Vec<ConversationId>,
+    },
+    /// The answer to [`ToRouter::Tail`]: contiguous from the seq asked for, maybe empty.
+    Tail {
+        /// The request's number.
+        request: u64,
+        /// The events.
+        rows: Vec<Arc<EventRow>>,
+    },
+    /// Cursors of members that moved.
+    Receipts {
+        /// Where.
+        conversation: ConversationId,
+        /// Who, and how far by now.
+        cursors: Arc<[CursorRow]>,
+    },
+    /// Somebody is, or no longer is, typing.
+    Typing {
+        /// Where.
+        conversation: ConversationId,
+        /// Who.
+        user: UserId,
+        /// Whether it begins.
+        on: bool,
+    },
+    /// The heads of the conversations in which something happened lately. A gateway that
+    /// misses a number opens all its conversations again.
+    Digest {
+        /// 1, 2, 3, … per router and gateway; 1 says that the router knows nothing of the gateway.
+        number: u64,
+        /// Conversations and their last seqs.
+        heads: Arc<[(ConversationId, Seq)]>,
+    },
+}
+
+/// Where a core's messages for the other side go. Never blocks: what doesn't fit is dropped.
+pub trait Peers: Send + Sync {
+    /// To the router that owns a partition.
+    fn to_router(&self, from: GatewayId, partition: crate::ids::Partition, message: ToRouter);
+
+    /// To a gateway worker.
+    fn to_gateway(&self, to: GatewayId, message: ToGateway);
+
+    /// The gateways there are now.
+    fn gateways(&self) -> Vec<GatewayId>;
+}

@@ -1,0 +1,183 @@
+//! The decision: a function of the state before a record, and of nothing else.
+//!
+//! No clock, no random, no I/O. What the state before record p is comes from the log
+//! before p, whoever asks and whenever (design.md, "A decision is a function of the log
+//! before the record"), so every router gives every record the same verdict.
+//!
+//! For a send, n is the sender's last accepted counter under the record's grant, or 0 if
+//! the sender's row is of another grant. The first line that fits is the verdict:
+//!
+//! | record | verdict |
+//! |---|---|
+//! | `once`, and the sender has a row with counter 1 at most 7 days old | duplicate |
+//! | grant older than the sender's | stale |
+//! | counter ≤ n | duplicate |
+//! | grant isn't the user's present one | over |
+//! | counter > n + 1 | gap |
+//! | previous id isn't the id under n | fork |
+//! | else | accepted |
+
+use crate::ids::{ConversationId, MessageKey, Micros, SenderId, Seq, UserId};
+use crate::record::{Membership, Send};
+use crate::rows::{DAY, GrantState, HeadState, SenderState};
+
+/// How long a `once` sender's message is known as sent, by log time.
+pub const ONCE_MAX: Micros = 7 * DAY;
+
+/// How long a sender's row counts, by log time.
+pub const SENDER_MAX: Micros = 400 * DAY;
+
+/// What the log before a send says; absent rows are default values.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Before {
+    /// The conversation's head.
+    pub head: HeadState,
+    /// The user's grant.
+    pub grant: GrantState,
+    /// The sender's row; grant 0: none.
+    pub sender: SenderState,
+}
+
+/// What is answered to a send.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Verdict {
+    /// It is the event `head + 1`.
+    Accepted,
+    /// It was accepted before: all up to n are.
+    Duplicate,
+    /// The sender has used a later grant.
+    Stale,
+    /// The grant isn't the user's present one: accepted up to n, the rest never.
+    Over,
+    /// A counter is missing: send again from n + 1.
+    Gap,
+    /// The message before is not the one under n.
+    Fork,
+}
+
+/// A verdict with everything the client needs to know what became of its messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Answer {
+    /// Where.
+    pub conversation: ConversationId,
+    /// Whose outbox.
+    pub sender: SenderId,
+    /// The record's grant.
+    pub grant: Seq,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// n: the last accepted counter under that grant, this record's if accepted; 0: none.
+    pub counter: u64,
+    /// The id under n.
+    pub id: MessageKey,
+    /// The seq of n; 0 when n is 0.
+    pub seq: Seq,
+    /// The time of n; 0 when n is 0.
+    pub ts: Micros,
+    /// The conversation's last seq, this record's if accepted.
+    pub head: Seq,
+}
+
+/// The time a record gets, or would get: never back within a conversation.
+pub fn log_time(appended: Micros, head: &HeadState) -> Micros {
+    appended.max(head.ts + 1)
+}
+
+/// The sender's row as it counts at `ts`: one older than [`SENDER_MAX`] does not.
+pub fn sender_at(row: SenderState, ts: Micros) -> SenderState {
+    if ts.saturating_sub(row.ts) > SENDER_MAX { SenderState::default() } else { row }
+}
+
+/// The verdict on a send appended at `appended`, and the answer.
+pub fn decide(conversation: ConversationId, before: &Before, send: &Send, appended: Micros) -> Answer {
+    let ts = log_time(appended, &before.head);
+    let row = sender_at(before.sender, ts);
+    let same = row.grant == send.grant && row.grant != 0;
+    let n = if same { row.counter } else { 0 };
+    let verdict = if send.once && row.counter == 1 && ts - row.ts <= ONCE_MAX {
+        Verdict::Duplicate
+    } else if send.grant < row.grant {
+        Verdict::Stale
+    } else if send.counter <= n {
+        Verdict::Duplicate
+    } else if send.grant != before.grant.grant || !before.grant.role.may_write() {
+        Verdict::Over
+    } else if send.counter > n + 1 {
+        Verdict::Gap
+    } else if send.previous != if n == 0 { MessageKey(0) } else { row.id } {
+        Verdict::Fork
+    } else {
+        Verdict::Accepted
+    };
+    let answer = Answer {
+        conversation,
+        sender: send.sender,
+        grant: send.grant,
+        verdict,
+        counter: n,
+        id: MessageKey(0),
+        seq: 0,
+        ts: 0,
+        head: before.head.seq,
+    };
+    match verdict {
+        Verdict::Accepted => {
+            let seq = before.head.seq + 1;
+            Answer { counter: send.counter, id: send.id, seq, ts, head: seq, ..answer }
+        }
+        // A single-use sender's message may stand under an older grant: the answer names it all the same.
+        Verdict::Duplicate if send.once => Answer { counter: 1, id: row.id, seq: row.seq, ts: row.ts, ..answer },
+        _ if n > 0 => Answer { id: row.id, seq: row.seq, ts: row.ts, ..answer },
+        _ => answer,
+    }
+}
+
+/// The state after an accepted send.
+pub fn accept(before: &Before, send: &Send, answer: &Answer) -> (HeadState, SenderState) {
+    let head = HeadState { seq: answer.seq, ts: answer.ts, ..before.head };
+    let sender = SenderState { grant: send.grant, counter: send.counter, id: send.id, seq: answer.seq, ts: answer.ts };
+    (head, sender)
+}
+
+/// The verdict on a directory's change: `Accepted`, `Duplicate` or `Gap` (the relay sends again from `head.version + 1`).
+pub fn decide_membership(head: &HeadState, change: &Membership) -> Verdict {
+    if change.version <= head.version {
+        Verdict::Duplicate
+    } else if change.version > head.version + 1 {
+        Verdict::Gap
+    } else {
+        Verdict::Accepted
+    }
+}
+
+/// The head after an accepted change.
+pub fn accept_membership(head: &HeadState, change: &Membership, appended: Micros) -> HeadState {
+    HeadState { seq: head.seq + 1, ts: log_time(appended, head), version: change.version, kind: change.kind }
+}
+
+/// A user's grant after an accepted change became event `seq`.
+///
+/// A change of what the user may do (write, only read, nothing) ends a grant and starts
+/// another; a change of role alone keeps it. Members of a channel see it from its start,
+/// others from their join.
+pub fn grant_after(before: &GrantState, change: &Membership, role: crate::record::Role, seq: Seq) -> GrantState {
+    use crate::record::{ConversationKind, Role};
+    if role == Role::None {
+        return GrantState { grant: 0, role, visible_to: if before.role == Role::None { before.visible_to } else { seq }, ..*before };
+    }
+    let joins = before.role == Role::None;
+    let keeps = !joins && before.role.may_write() == role.may_write();
+    GrantState {
+        grant: if keeps { before.grant } else { seq },
+        role,
+        visible_from: match (joins, change.kind) {
+            (false, _) => before.visible_from,
+            (true, ConversationKind::Channel) => 1,
+            (true, _) => seq,
+        },
+        visible_to: 0,
+    }
+}
+
+/// Who a send is from, as state is kept: a sender is scoped by its user.
+pub type SenderKey = (UserId, SenderId);
