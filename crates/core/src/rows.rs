@@ -128,6 +128,8 @@ pub struct HeadState {
     pub version: u64,
     /// The conversation's kind.
     pub kind: ConversationKind,
+    /// How many members there are.
+    pub members: u32,
 }
 
 /// Names a row of state; the conversation is named beside it.

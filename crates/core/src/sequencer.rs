@@ -150,9 +150,15 @@ pub fn decide_membership(head: &HeadState, change: &Membership) -> Verdict {
     }
 }
 
-/// The head after an accepted change.
-pub fn accept_membership(head: &HeadState, change: &Membership, appended: Micros) -> HeadState {
-    HeadState { seq: head.seq + 1, ts: log_time(appended, head), version: change.version, kind: change.kind }
+/// The head after an accepted change that made `joined` users members and `left` users none.
+pub fn accept_membership(head: &HeadState, change: &Membership, appended: Micros, joined: u32, left: u32) -> HeadState {
+    HeadState {
+        seq: head.seq + 1,
+        ts: log_time(appended, head),
+        version: change.version,
+        kind: change.kind,
+        members: (head.members + joined).saturating_sub(left),
+    }
 }
 
 /// A user's grant after an accepted change became event `seq`.
