@@ -6,8 +6,10 @@
 
 pub mod conformance;
 pub mod ids;
+pub mod path;
 pub mod ports;
 pub mod record;
+pub mod router;
 pub mod rows;
 pub mod sequencer;
 pub mod varint;

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::ids::{ConversationId, GatewayId, MessageKey, Micros, Position, SenderId, Seq, SessionId, UserId};
+use crate::ids::{
+    ConversationId, GatewayId, MessageKey, Micros, Position, SenderId, Seq, SessionId, UserId,
+};
 use crate::varint::{self, Malformed, Reader};
 
 /// What an event's body is. The numbers are stored and sent: never reuse one.
@@ -23,7 +25,9 @@ pub enum Kind {
 impl Kind {
     /// The kind with this number.
     pub fn from_number(n: u8) -> Option<Kind> {
-        [Kind::Text, Kind::Json, Kind::Empty, Kind::Members].into_iter().find(|k| *k as u8 == n)
+        [Kind::Text, Kind::Json, Kind::Empty, Kind::Members]
+            .into_iter()
+            .find(|k| *k as u8 == n)
     }
 }
 
@@ -41,7 +45,9 @@ pub enum Encoding {
 impl Encoding {
     /// The encoding with this number.
     pub fn from_number(n: u8) -> Option<Encoding> {
-        [Encoding::Identity, Encoding::Zstd].into_iter().find(|e| *e as u8 == n)
+        [Encoding::Identity, Encoding::Zstd]
+            .into_iter()
+            .find(|e| *e as u8 == n)
     }
 }
 
@@ -65,7 +71,20 @@ pub enum Role {
 impl Role {
     /// The role with this number.
     pub fn from_number(n: u8) -> Option<Role> {
-        [Role::None, Role::Reader, Role::Member, Role::Admin, Role::Owner].into_iter().find(|r| *r as u8 == n)
+        [
+            Role::None,
+            Role::Reader,
+            Role::Member,
+            Role::Admin,
+            Role::Owner,
+        ]
+        .into_iter()
+        .find(|r| *r as u8 == n)
+    }
+
+    /// Whether it is a place in the conversation at all.
+    pub fn is_member(self) -> bool {
+        self != Role::None
     }
 
     /// Whether the role's grant is one to write; a change of this ends a grant and starts another.
@@ -90,7 +109,13 @@ pub enum ConversationKind {
 impl ConversationKind {
     /// The kind with this number.
     pub fn from_number(n: u8) -> Option<ConversationKind> {
-        [ConversationKind::Direct, ConversationKind::Group, ConversationKind::Channel].into_iter().find(|k| *k as u8 == n)
+        [
+            ConversationKind::Direct,
+            ConversationKind::Group,
+            ConversationKind::Channel,
+        ]
+        .into_iter()
+        .find(|k| *k as u8 == n)
     }
 }
 
@@ -218,7 +243,10 @@ impl Record {
             MEMBERSHIP => Content::Membership(Membership::decode(&mut r)?),
             _ => return Err(r.malformed()),
         };
-        Ok(Record { conversation, content })
+        Ok(Record {
+            conversation,
+            content,
+        })
     }
 
     /// The conversation alone, for a record whose content can't be read.
@@ -256,7 +284,10 @@ impl Send {
             once: r.byte()? != 0,
             kind: Kind::from_number(r.byte()?).ok_or(r.malformed())?,
             encoding: Encoding::from_number(r.byte()?).ok_or(r.malformed())?,
-            origin: Origin { gateway: GatewayId(r.varint32()?), session: SessionId(r.varint()?) },
+            origin: Origin {
+                gateway: GatewayId(r.varint32()?),
+                session: SessionId(r.varint()?),
+            },
             taken: r.varint()?,
             body: payload.slice_ref(r.bytes()?),
         })
@@ -280,7 +311,9 @@ impl Membership {
         let version = r.varint()?;
         let by = UserId(r.fixed64()?);
         let kind = ConversationKind::from_number(r.byte()?).ok_or(r.malformed())?;
-        let title = std::str::from_utf8(r.bytes()?).map_err(|_| r.malformed())?.to_owned();
+        let title = std::str::from_utf8(r.bytes()?)
+            .map_err(|_| r.malformed())?
+            .to_owned();
         let count = r.varint()? as usize;
         if count > MEMBERS_PER_EVENT_MAX {
             return Err(r.malformed());
@@ -288,8 +321,17 @@ impl Membership {
         let mut changes = Vec::with_capacity(count);
         for _ in 0..count {
             let user = UserId(r.fixed64()?);
-            changes.push(RoleChange { user, role: Role::from_number(r.byte()?).ok_or(r.malformed())? });
+            changes.push(RoleChange {
+                user,
+                role: Role::from_number(r.byte()?).ok_or(r.malformed())?,
+            });
         }
-        Ok(Membership { version, by, changes, kind, title })
+        Ok(Membership {
+            version,
+            by,
+            changes,
+            kind,
+            title,
+        })
     }
 }

@@ -1,0 +1,459 @@
+//! The way of a message, both halves.
+//!
+//! ```text
+//! client ─ send ─▶ gateway ─ accept ─▶ LOG ─ route ─▶ 1 decide  2 acknowledge  3 store
+//!                                                     4 fan out 5 commit the position
+//! ```
+//!
+//! [`accept`] is the gateway's half: the record is appended and nothing else happens;
+//! nobody is told anything. [`Router`] is the other half: it reads records back as
+//! committed, one router at a time for a partition, and does the five steps.
+//!
+//! What a crash costs between the steps, always nothing:
+//!
+//! - after accept, before decide: the record is in the log; whoever routes next decides.
+//! - after decide or acknowledge: the position isn't committed, so the next router decides
+//!   the same again from the same log (module `sequencer`) and answers again.
+//! - after store: the same rows are written again; they are the same rows.
+//! - after fan out: members drop what isn't above the highest seq they have.
+//! - after commit: done; a tail nobody heard of is told by the next digest of heads.
+//!
+//! The router does no I/O: it is given inputs and leaves [`Effect`]s, which a driver
+//! performs in order. An effect's result comes back as another input, late, twice or
+//! never; the router asks again on [`Router::tick`].
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::ids::{ConversationId, GatewayId, Micros, Partition, Position, Seq, UserId};
+use crate::ports::log::Append;
+use crate::ports::peers::{ToGateway, ToRouter};
+use crate::record::{Committed, Content, Record, Send};
+use crate::router::conversation::Conversation;
+use crate::router::flight::Flights;
+use crate::router::{Config, Counters, Work};
+use crate::rows::{CursorRow, EventRow, StateKey, StateRow};
+use crate::sequencer::{self, Verdict};
+
+/// The gateway's half: what is appended for a checked send.
+pub fn accept(conversation: ConversationId, send: Send) -> Append {
+    let mut payload = Vec::with_capacity(send.body.len() + 96);
+    Record {
+        conversation,
+        content: Content::Send(send),
+    }
+    .encode(&mut payload);
+    Append {
+        conversation,
+        payload: Bytes::from(payload),
+    }
+}
+
+/// What the driver does for the router, in this order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// [`crate::ports::store::Store::put_events`]; then [`Router::events_stored`].
+    PutEvents {
+        /// Which flight.
+        flight: u64,
+        /// The rows.
+        rows: Vec<EventRow>,
+    },
+    /// [`crate::ports::store::Store::put_state`]; then [`Router::state_stored`].
+    PutState {
+        /// All flights up to this one.
+        flight: u64,
+        /// The rows.
+        rows: Vec<StateRow>,
+    },
+    /// [`crate::ports::store::Store::put_cursors`]; the rows come again if it fails.
+    PutCursors(Vec<CursorRow>),
+    /// [`crate::ports::store::Store::settle`], and what it gives to [`crate::ports::log::Log::commit`].
+    Settle(Position),
+    /// [`crate::ports::store::Store::read_state`] (by quorum); then [`Router::state_read`].
+    ReadState {
+        /// The load's number.
+        load: u64,
+        /// Of which conversation.
+        conversation: ConversationId,
+        /// Which rows.
+        keys: Vec<StateKey>,
+    },
+    /// [`crate::ports::store::Store::read_events_since`] (by quorum); then [`Router::since_read`].
+    ReadSince {
+        /// The load's number.
+        load: u64,
+        /// Of which conversation.
+        conversation: ConversationId,
+        /// From which position on.
+        from: Position,
+    },
+    /// [`crate::ports::store::Store::read_events`] of each of these seqs; then [`Router::events_read`].
+    ReadEvents {
+        /// The load's number.
+        load: u64,
+        /// Of which conversation.
+        conversation: ConversationId,
+        /// Which events.
+        seqs: Vec<Seq>,
+    },
+    /// [`crate::ports::store::Store::read_cursors`]; then [`Router::cursors_read`].
+    ReadCursors {
+        /// The load's number.
+        load: u64,
+        /// Of which conversation.
+        conversation: ConversationId,
+        /// Whose.
+        users: Vec<UserId>,
+    },
+    /// To one gateway.
+    Send {
+        /// Which one.
+        to: GatewayId,
+        /// What.
+        message: ToGateway,
+    },
+    /// To every gateway there is.
+    Broadcast(ToGateway),
+    /// The directory's change of this version has become an event: its outbox may forget it.
+    Relayed {
+        /// Of which conversation.
+        conversation: ConversationId,
+        /// All versions up to this one.
+        version: u64,
+    },
+    /// A record that can't be read was made an empty event, or skipped when not even its
+    /// conversation is known: an operator should see it.
+    DeadLetter {
+        /// Where it stands in the log.
+        position: Position,
+        /// Its bytes.
+        payload: Bytes,
+    },
+}
+
+/// The router of one partition.
+pub struct Router {
+    pub(crate) config: Config,
+    pub(crate) partition: Partition,
+    /// The position behind the last record given to [`Router::records`].
+    pub(crate) next: Position,
+    /// Where the log ended when this router took over: before that it answers no `Open`.
+    pub(crate) caught_up_at: Position,
+    pub(crate) conversations: HashMap<ConversationId, Conversation>,
+    /// Positions of records that wait for rows of their conversation.
+    pub(crate) waiting: BTreeSet<Position>,
+    pub(crate) flights: Flights,
+    pub(crate) settled: Position,
+    /// The clock of the last input, for deadlines only: nothing is decided by it.
+    pub(crate) now: Micros,
+    pub(crate) loads: crate::router::cold::Loads,
+    pub(crate) gateways: crate::router::digest::Gateways,
+    pub(crate) receipts: crate::router::receipts::Dirty,
+    pub(crate) handed: crate::router::fanout::Handing,
+    /// Requests that came before the router had caught up.
+    pub(crate) early: VecDeque<(GatewayId, ToRouter)>,
+    pub(crate) out: Vec<Effect>,
+    /// What happened, for metrics.
+    pub counters: Counters,
+}
+
+impl Router {
+    /// A router that takes over `partition` at its committed position; `end` is where the
+    /// log ends now. It knows nothing: what it needs it reads.
+    pub fn new(partition: Partition, committed: Position, end: Position, config: Config) -> Router {
+        Router {
+            config,
+            partition,
+            next: committed,
+            caught_up_at: end,
+            conversations: HashMap::new(),
+            waiting: BTreeSet::new(),
+            flights: Flights::default(),
+            settled: committed,
+            now: 0,
+            loads: Default::default(),
+            gateways: Default::default(),
+            receipts: Default::default(),
+            handed: Default::default(),
+            early: VecDeque::new(),
+            out: Vec::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    /// The partition it routes.
+    pub fn partition(&self) -> Partition {
+        self.partition
+    }
+
+    /// From where the driver reads the log next.
+    pub fn next_position(&self) -> Position {
+        self.next
+    }
+
+    /// Whether there is room for more records. False: the store is behind, and the log's
+    /// uncommitted tail is where they wait.
+    pub fn wants_records(&self) -> bool {
+        self.flights.bytes() < self.config.flight_bytes_max
+            && self.waiting.len() < self.config.waiting_max
+    }
+
+    /// The effects left since the last call, in order.
+    pub fn effects(&mut self) -> std::vec::Drain<'_, Effect> {
+        self.out.drain(..)
+    }
+
+    /// Committed records, in order and without one missing since [`Router::next_position`].
+    pub fn records(&mut self, records: Vec<Committed>, now: Micros) {
+        self.now = now;
+        for record in records {
+            debug_assert!(record.position >= self.next, "records come in order");
+            self.next = record.position.next();
+            self.route(record);
+        }
+        self.launch();
+        self.answer_early();
+    }
+
+    /// One record: at once if its conversation's rows are known, else behind the others that wait.
+    fn route(&mut self, record: Committed) {
+        let Some(conversation) = Record::conversation_of(&record.payload) else {
+            self.counters.dead_letters += 1;
+            self.out.push(Effect::DeadLetter {
+                position: record.position,
+                payload: record.payload,
+            });
+            return;
+        };
+        let content = Record::decode(&record.payload).ok().map(|r| r.content);
+        self.waiting.insert(record.position);
+        self.conversation(conversation)
+            .waiting
+            .push_back(Work::Record { record, content });
+        self.work(conversation);
+    }
+
+    /// Does what waits for a conversation, in order, until a row is missing.
+    pub(crate) fn work(&mut self, id: ConversationId) {
+        loop {
+            let Some(conversation) = self.conversations.get_mut(&id) else {
+                return;
+            };
+            if conversation.loading.is_some() {
+                return;
+            }
+            let Some(work) = conversation.waiting.front() else {
+                return;
+            };
+            let missing = conversation.missing(work);
+            if !missing.is_empty() {
+                return self.load(id, missing);
+            }
+            let work = conversation
+                .waiting
+                .pop_front()
+                .expect("front() just gave it");
+            match work {
+                Work::Record { record, content } => {
+                    self.waiting.remove(&record.position);
+                    match content {
+                        Some(Content::Send(send)) => {
+                            self.decide_send(id, record.position, record.appended, send)
+                        }
+                        Some(Content::Membership(change)) => {
+                            self.decide_membership(id, record.position, record.appended, change)
+                        }
+                        None => self.decide_unreadable(id, record),
+                    }
+                }
+                Work::Open {
+                    gateway,
+                    request,
+                    user,
+                } => self.opened(id, gateway, request, user),
+                Work::Cursor(row) => self.cursor_moved(row),
+            }
+        }
+    }
+
+    /// 1 decide, 2 acknowledge.
+    fn decide_send(
+        &mut self,
+        id: ConversationId,
+        position: Position,
+        appended: Micros,
+        send: Send,
+    ) {
+        let conversation = self.conversations.get_mut(&id).expect("work() found it");
+        let before = conversation.before(send.user, send.sender);
+        let answer = sequencer::decide(id, &before, &send, appended);
+        self.counters.verdict(answer.verdict);
+        if send.origin.gateway.0 != 0 {
+            let message = ToGateway::Answer {
+                session: send.origin.session,
+                answer,
+                taken: send.taken,
+            };
+            self.out.push(Effect::Send {
+                to: send.origin.gateway,
+                message,
+            });
+        }
+        if answer.verdict != Verdict::Accepted {
+            return;
+        }
+        let (head, sender) = sequencer::accept(&before, &send, &answer);
+        let row = conversation.event_of_send(id, position, &before, &send, &answer);
+        conversation.put_head(head);
+        conversation.put_sender(send.user, send.sender, sender);
+        let keys = [StateKey::Head, StateKey::Sender(send.user, send.sender)];
+        self.accepted(id, position, row, &keys, send.origin, send.taken);
+    }
+
+    fn decide_membership(
+        &mut self,
+        id: ConversationId,
+        position: Position,
+        appended: Micros,
+        change: crate::record::Membership,
+    ) {
+        let conversation = self.conversations.get_mut(&id).expect("work() found it");
+        let head = conversation.head();
+        let verdict = sequencer::decide_membership(&head, &change);
+        self.counters.verdict(verdict);
+        if verdict == Verdict::Gap {
+            return; // The relay sends again from head.version + 1.
+        }
+        let version = head.version.max(change.version);
+        if verdict == Verdict::Accepted {
+            let (row, keys) = conversation.apply_membership(id, position, appended, &change);
+            self.accepted(id, position, row, &keys, Default::default(), 0);
+        }
+        self.out.push(Effect::Relayed {
+            conversation: id,
+            version,
+        });
+    }
+
+    /// A record of a later version or with damaged bytes: an empty event keeps the order
+    /// gapless for everybody, whatever the router that meets it can read.
+    fn decide_unreadable(&mut self, id: ConversationId, record: Committed) {
+        self.counters.dead_letters += 1;
+        let conversation = self.conversations.get_mut(&id).expect("work() found it");
+        let row = conversation.apply_unreadable(id, record.position, record.appended);
+        self.out.push(Effect::DeadLetter {
+            position: record.position,
+            payload: record.payload,
+        });
+        self.accepted(
+            id,
+            record.position,
+            row,
+            &[StateKey::Head],
+            Default::default(),
+            0,
+        );
+    }
+
+    /// 3 store: the event row now, the rows of state once it and all earlier ones are confirmed.
+    fn accepted(
+        &mut self,
+        id: ConversationId,
+        position: Position,
+        row: EventRow,
+        changed: &[StateKey],
+        origin: crate::record::Origin,
+        taken: Micros,
+    ) {
+        let conversation = self
+            .conversations
+            .get_mut(&id)
+            .expect("the caller just used it");
+        let row = Arc::new(row);
+        conversation.unstored.push_back(row.clone());
+        conversation.touched = self.now;
+        conversation.unsettled += changed.len() as u32;
+        let ts = row.ts;
+        let state = changed
+            .iter()
+            .map(|&key| conversation.state_row(id, key, position, ts));
+        self.flights
+            .load(position, row, state, origin.session, taken);
+    }
+
+    /// Sends the gathered event rows to the store.
+    pub(crate) fn launch(&mut self) {
+        if let Some((flight, rows)) = self.flights.launch(self.now) {
+            self.out.push(Effect::PutEvents { flight, rows });
+        }
+        self.advance();
+    }
+
+    /// A flight's event rows are confirmed, or the store couldn't say so.
+    pub fn events_stored(&mut self, flight: u64, ok: bool, now: Micros) {
+        self.now = now;
+        self.flights.events_stored(flight, ok);
+        self.advance();
+    }
+
+    /// The state rows of all flights up to this one are confirmed, or not.
+    pub fn state_stored(&mut self, flight: u64, ok: bool, now: Micros) {
+        self.now = now;
+        self.flights.state_stored(flight, ok);
+        self.advance();
+    }
+
+    /// Moves every flight as far as it may go, in order: 4 fan out, then the rows of state, then 5 commit.
+    pub(crate) fn advance(&mut self) {
+        let slow_after = self.config.store_slow_after;
+        while let Some(events) = self.flights.next_to_fan_out(self.now, slow_after) {
+            for event in events {
+                self.fan_out(event);
+            }
+        }
+        for row in self.flights.take_confirmed() {
+            if let Some(conversation) = self.conversations.get_mut(&row.conversation) {
+                conversation.confirmed(row.seq);
+            }
+        }
+        if let Some((flight, rows)) = self.flights.next_state(self.now) {
+            self.out.push(Effect::PutState { flight, rows });
+        }
+        let settled = self.settleable();
+        if settled > self.settled {
+            self.settled = settled;
+            self.out.push(Effect::Settle(settled));
+        }
+    }
+
+    /// Everything before this position needs nothing any more.
+    fn settleable(&self) -> Position {
+        let waiting = self.waiting.first().copied().unwrap_or(self.next);
+        self.flights.lowest().map_or(waiting, |p| p.min(waiting))
+    }
+
+    /// The time, about every 100 ms: deadlines, coalesced cursors, digests.
+    pub fn tick(&mut self, now: Micros) {
+        self.now = now;
+        for (flight, rows) in self.flights.overdue(now, self.config.store_retry_after) {
+            self.counters.store_retries += 1;
+            self.out.push(Effect::PutEvents { flight, rows });
+        }
+        self.advance();
+        self.retry_loads();
+        self.flush_cursors();
+        self.tell_digest();
+        self.handed.forget_before(
+            now.saturating_sub(self.config.handed_max),
+            &mut self.counters,
+        );
+        self.forget_quiet();
+    }
+
+    pub(crate) fn conversation(&mut self, id: ConversationId) -> &mut Conversation {
+        self.conversations.entry(id).or_default()
+    }
+}

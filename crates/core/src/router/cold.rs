@@ -1,0 +1,382 @@
+//! Cold rows: what the store says, taken back to what the log before the record says.
+//!
+//! For a record at position p (design.md, "State"): read the rows. A row whose position
+//! is before p is the answer; no row: nothing before. A row at or after p was written by
+//! another router, or by this one in an earlier life; then, *after* the row, the events
+//! from p on are read and undone: each carries what it changed.
+
+use std::collections::HashMap;
+
+use crate::ids::{ConversationId, Micros, Position, Seq, UserId};
+use crate::path::{Effect, Router};
+use crate::rows::{
+    Before, CursorRow, EventRow, GrantState, HeadState, SenderState, StateKey, StateRow, StateValue,
+};
+
+/// Rows that a piece of work needs and memory doesn't have.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Missing {
+    pub state: Vec<StateKey>,
+    pub cursors: Vec<UserId>,
+}
+
+impl Missing {
+    pub fn is_empty(&self) -> bool {
+        self.state.is_empty() && self.cursors.is_empty()
+    }
+}
+
+/// A read under way for one conversation.
+#[derive(Debug)]
+struct Load {
+    conversation: ConversationId,
+    /// The position of the record it is for, or the next one that will come.
+    at: Position,
+    asked: Micros,
+    stage: Stage,
+    missing: Missing,
+}
+
+#[derive(Debug)]
+enum Stage {
+    State,
+    /// Rows ahead of `at` are undone with the events since.
+    Since {
+        rows: Vec<Option<StateRow>>,
+    },
+    /// Senders whose row before is an event of its own.
+    Events {
+        values: Vec<(StateKey, Option<StateValue>)>,
+        senders: Vec<(StateKey, Seq)>,
+    },
+    Cursors,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Loads {
+    under_way: HashMap<u64, Load>,
+    last: u64,
+}
+
+impl Router {
+    /// Starts to read what is missing; the conversation's work goes on when it is there.
+    pub(crate) fn load(&mut self, id: ConversationId, missing: Missing) {
+        self.counters.cold_loads += 1;
+        self.loads.last += 1;
+        let number = self.loads.last;
+        let next = self.next;
+        let conversation = self.conversation(id);
+        let at = match conversation.waiting.front() {
+            Some(super::Work::Record { record, .. }) => record.position,
+            _ => next,
+        };
+        conversation.loading = Some(number);
+        let stage = if missing.state.is_empty() {
+            Stage::Cursors
+        } else {
+            Stage::State
+        };
+        self.ask(
+            number,
+            Load {
+                conversation: id,
+                at,
+                asked: self.now,
+                stage,
+                missing,
+            },
+        );
+    }
+
+    fn ask(&mut self, number: u64, mut load: Load) {
+        load.asked = self.now;
+        let conversation = load.conversation;
+        self.out.push(match &load.stage {
+            Stage::State => Effect::ReadState {
+                load: number,
+                conversation,
+                keys: load.missing.state.clone(),
+            },
+            Stage::Since { .. } => Effect::ReadSince {
+                load: number,
+                conversation,
+                from: load.at,
+            },
+            Stage::Events { senders, .. } => Effect::ReadEvents {
+                load: number,
+                conversation,
+                seqs: senders.iter().map(|s| s.1).collect(),
+            },
+            Stage::Cursors => Effect::ReadCursors {
+                load: number,
+                conversation,
+                users: load.missing.cursors.clone(),
+            },
+        });
+        self.loads.under_way.insert(number, load);
+    }
+
+    /// Asks again what nobody answered.
+    pub(crate) fn retry_loads(&mut self) {
+        let (now, after) = (self.now, self.config.store_retry_after);
+        let mut late: Vec<u64> = self
+            .loads
+            .under_way
+            .iter()
+            .filter(|(_, l)| now.saturating_sub(l.asked) >= after)
+            .map(|(&n, _)| n)
+            .collect();
+        late.sort_unstable();
+        for number in late {
+            let mut load = self.loads.under_way.remove(&number).expect("just listed");
+            // An answer to the old question may still come; only the new number counts.
+            self.loads.last += 1;
+            let again = self.loads.last;
+            // Rows may have moved since: the question starts from its beginning.
+            if !matches!(load.stage, Stage::Cursors) {
+                load.stage = Stage::State;
+            }
+            self.conversation(load.conversation).loading = Some(again);
+            self.ask(again, load);
+        }
+    }
+
+    /// The answer to [`Effect::ReadState`]; `None`: the store couldn't say.
+    pub fn state_read(&mut self, number: u64, rows: Option<Vec<Option<StateRow>>>, now: Micros) {
+        self.now = now;
+        let Some(load) = self.loads.under_way.get(&number) else {
+            return;
+        };
+        let (Stage::State, Some(rows)) = (&load.stage, rows) else {
+            return;
+        };
+        if rows.len() != load.missing.state.len() {
+            return;
+        }
+        let mut load = self.loads.under_way.remove(&number).expect("just found");
+        if rows.iter().flatten().any(|row| row.position >= load.at) {
+            self.counters.undone += 1;
+            load.stage = Stage::Since { rows };
+            return self.ask(number, load);
+        }
+        let values = load
+            .missing
+            .state
+            .iter()
+            .copied()
+            .zip(rows.iter().map(|r| r.map(|r| r.value)))
+            .collect();
+        self.state_known(number, load, values);
+    }
+
+    /// The answer to [`Effect::ReadSince`].
+    pub fn since_read(&mut self, number: u64, events: Option<Vec<EventRow>>, now: Micros) {
+        self.now = now;
+        let Some(load) = self.loads.under_way.get(&number) else {
+            return;
+        };
+        let (Stage::Since { rows }, Some(mut events)) = (&load.stage, events) else {
+            return;
+        };
+        events.retain(|e| e.position >= load.at);
+        events.sort_by_key(|e| e.seq);
+        // Up to the row's own position every event is confirmed, so a hole there is a read that
+        // missed one: asked again later. Above it an earlier router may have left holes.
+        let upto = rows
+            .iter()
+            .flatten()
+            .map(|row| row.position)
+            .max()
+            .unwrap_or_default();
+        events.retain(|e| e.position <= upto);
+        if events.windows(2).any(|pair| pair[0].seq + 1 != pair[1].seq) {
+            return;
+        }
+        let mut values = Vec::new();
+        let mut senders = Vec::new();
+        for (&key, row) in load.missing.state.iter().zip(rows) {
+            match row {
+                Some(row) if row.position >= load.at => match undo(key, row, &events) {
+                    Some(Undone::Value(value)) => values.push((key, value)),
+                    Some(Undone::SenderAt(seq)) => senders.push((key, seq)),
+                    None => return, // The events aren't all there (a stale replica): asked again later.
+                },
+                row => values.push((key, row.map(|r| r.value))),
+            }
+        }
+        let mut load = self.loads.under_way.remove(&number).expect("just found");
+        if senders.is_empty() {
+            return self.state_known(number, load, values);
+        }
+        load.stage = Stage::Events { values, senders };
+        self.ask(number, load);
+    }
+
+    /// The answer to [`Effect::ReadEvents`]: the events that exist, in any order.
+    pub fn events_read(&mut self, number: u64, events: Option<Vec<EventRow>>, now: Micros) {
+        self.now = now;
+        let Some(load) = self.loads.under_way.get(&number) else {
+            return;
+        };
+        let (Stage::Events { values, senders }, Some(events)) = (&load.stage, events) else {
+            return;
+        };
+        let mut values = values.clone();
+        for &(key, seq) in senders {
+            let Some(event) = events.iter().find(|e| e.seq == seq) else {
+                return;
+            };
+            let state = SenderState {
+                grant: event.grant,
+                counter: event.counter,
+                id: event.id,
+                seq,
+                ts: event.ts,
+            };
+            values.push((key, Some(StateValue::Sender(state))));
+        }
+        let load = self.loads.under_way.remove(&number).expect("just found");
+        self.state_known(number, load, values);
+    }
+
+    fn state_known(
+        &mut self,
+        number: u64,
+        mut load: Load,
+        values: Vec<(StateKey, Option<StateValue>)>,
+    ) {
+        let conversation = self.conversation(load.conversation);
+        for (key, value) in values {
+            conversation.learn(key, value);
+        }
+        load.missing.state.clear();
+        if load.missing.cursors.is_empty() {
+            return self.loaded(load.conversation);
+        }
+        load.stage = Stage::Cursors;
+        self.ask(number, load);
+    }
+
+    /// The answer to [`Effect::ReadCursors`].
+    pub fn cursors_read(&mut self, number: u64, rows: Option<Vec<CursorRow>>, now: Micros) {
+        self.now = now;
+        let Some(load) = self.loads.under_way.get(&number) else {
+            return;
+        };
+        let (Stage::Cursors, Some(rows)) = (&load.stage, rows) else {
+            return;
+        };
+        let load = self.loads.under_way.remove(&number).expect("just found");
+        let conversation = self.conversation(load.conversation);
+        for user in load.missing.cursors {
+            let row = rows
+                .iter()
+                .find(|r| r.user == user)
+                .copied()
+                .unwrap_or_default();
+            let member = conversation.members.entry(user).or_default();
+            let (delivered, read) = member.cursor.unwrap_or_default();
+            member.cursor = Some((delivered.max(row.delivered), read.max(row.read)));
+        }
+        self.loaded(load.conversation);
+    }
+
+    fn loaded(&mut self, id: ConversationId) {
+        self.conversation(id).loading = None;
+        self.work(id);
+        self.launch();
+    }
+
+    /// Forgets quiet conversations when there are too many rows in memory.
+    pub(crate) fn forget_quiet(&mut self) {
+        for row in self.flights.take_landed() {
+            if let Some(conversation) = self.conversations.get_mut(&row.conversation) {
+                conversation.unsettled = conversation.unsettled.saturating_sub(1);
+            }
+        }
+        if self.conversations.len() <= self.config.conversations_max {
+            return;
+        }
+        let mut quiet: Vec<(Micros, ConversationId)> = self
+            .conversations
+            .iter()
+            .filter(|(_, c)| c.is_clean() && c.rows() > 0)
+            .map(|(&id, c)| (c.touched, id))
+            .collect();
+        quiet.sort_unstable();
+        let excess = self.conversations.len() - self.config.conversations_max * 9 / 10;
+        for (_, id) in quiet.into_iter().take(excess) {
+            if self.receipts.holds(id) {
+                continue;
+            }
+            let conversation = self.conversation(id);
+            conversation.forget();
+            if conversation.interested.is_empty() {
+                self.conversations.remove(&id);
+            }
+        }
+    }
+}
+
+enum Undone {
+    Value(Option<StateValue>),
+    /// The sender's row before is that of the event with this seq.
+    SenderAt(Seq),
+}
+
+/// A row as it was before the first of `events`, which are all from p on, ascending.
+/// `None`: they can't be all, since the row was changed by one that isn't there.
+fn undo(key: StateKey, row: &StateRow, events: &[EventRow]) -> Option<Undone> {
+    let first = events.first()?;
+    let value = match (key, row.value) {
+        (StateKey::Head, StateValue::Head(head)) => {
+            let (mut joined, mut left) = (0u32, 0u32);
+            let mut version = None;
+            // The row is of its own position: events after it haven't changed it.
+            for body in events
+                .iter()
+                .filter(|e| e.position <= row.position)
+                .filter_map(|e| e.members.as_ref())
+            {
+                version.get_or_insert(body.version - 1);
+                for change in &body.changes {
+                    match (change.before.role.is_member(), change.role.is_member()) {
+                        (false, true) => joined += 1,
+                        (true, false) => left += 1,
+                        _ => {}
+                    }
+                }
+            }
+            let seq = first.seq - 1;
+            let members = (head.members + left).saturating_sub(joined);
+            let undone = HeadState {
+                seq,
+                ts: first.ts_before,
+                version: version.unwrap_or(head.version),
+                kind: head.kind,
+                members,
+            };
+            (seq > 0).then_some(StateValue::Head(undone))
+        }
+        (StateKey::Sender(user, sender), _) => {
+            let event = events
+                .iter()
+                .find(|e| e.user == user && e.sender == sender && e.counter > 0)?;
+            match event.before {
+                Before::Nothing => None,
+                Before::Seq(seq) => return Some(Undone::SenderAt(seq)),
+                Before::Row(state) => Some(StateValue::Sender(state)),
+            }
+        }
+        (StateKey::Grant(user), _) => {
+            let change = events
+                .iter()
+                .filter_map(|e| e.members.as_ref())
+                .flat_map(|m| &m.changes)
+                .find(|c| c.user == user)?;
+            (change.before != GrantState::default()).then_some(StateValue::Grant(change.before))
+        }
+        _ => None,
+    };
+    Some(Undone::Value(value))
+}

@@ -1,0 +1,348 @@
+//! What a router remembers of a conversation: the rows the next decision needs.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::Work;
+use super::cold::Missing;
+use crate::ids::{ConversationId, GatewayId, Micros, Position, Seq, UserId};
+use crate::record::{Content, Kind, Membership, Role, Send};
+use crate::rows::{
+    BEFORE_BY_SEQ_MAX, Before, CursorRow, EventRow, GrantState, HeadState, MemberChange,
+    MembersBody, SenderState, StateKey, StateRow, StateValue,
+};
+use crate::sequencer::{self, Answer, SenderKey};
+
+/// What is known of one user here; a part is absent until it was read or written.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Member {
+    pub grant: Option<GrantState>,
+    pub cursor: Option<(Seq, Seq)>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Conversation {
+    head: Option<HeadState>,
+    pub members: HashMap<UserId, Member>,
+    senders: HashMap<SenderKey, SenderState>,
+    /// What waits for rows, in order.
+    pub waiting: VecDeque<Work>,
+    /// The load under way.
+    pub loading: Option<u64>,
+    /// Gateways that want its events.
+    pub interested: Vec<GatewayId>,
+    /// Events that the store hasn't confirmed together with all earlier ones, ascending.
+    pub unstored: VecDeque<Arc<EventRow>>,
+    /// How many flights hold rows of state of it that aren't confirmed.
+    pub unsettled: u32,
+    /// The last change, by the router's clock.
+    pub touched: Micros,
+}
+
+impl Conversation {
+    /// The rows that must be read before this can be done.
+    pub fn missing(&self, work: &Work) -> Missing {
+        let mut missing = Missing::default();
+        if self.head.is_none() {
+            missing.state.push(StateKey::Head);
+        }
+        let mut grant = |user: UserId| {
+            if self.members.get(&user).is_none_or(|m| m.grant.is_none()) {
+                missing.state.push(StateKey::Grant(user));
+            }
+        };
+        match work {
+            Work::Record {
+                content: Some(Content::Send(send)),
+                ..
+            } => {
+                grant(send.user);
+                if !self.senders.contains_key(&(send.user, send.sender)) {
+                    missing.state.push(StateKey::Sender(send.user, send.sender));
+                }
+            }
+            Work::Record {
+                content: Some(Content::Membership(change)),
+                ..
+            } => {
+                // One event may name a user twice; the row is read once.
+                for (i, c) in change.changes.iter().enumerate() {
+                    if !change.changes[..i].iter().any(|b| b.user == c.user) {
+                        grant(c.user);
+                    }
+                }
+            }
+            Work::Record { content: None, .. } => {}
+            Work::Open { user, .. } | Work::Cursor(CursorRow { user, .. }) => {
+                grant(*user);
+                if self.members.get(user).is_none_or(|m| m.cursor.is_none()) {
+                    missing.cursors.push(*user);
+                }
+            }
+        }
+        missing
+    }
+
+    pub fn head(&self) -> HeadState {
+        self.head.unwrap_or_default()
+    }
+
+    pub fn grant(&self, user: UserId) -> GrantState {
+        self.members
+            .get(&user)
+            .and_then(|m| m.grant)
+            .unwrap_or_default()
+    }
+
+    pub fn cursor(&self, id: ConversationId, user: UserId) -> CursorRow {
+        let (delivered, read) = self
+            .members
+            .get(&user)
+            .and_then(|m| m.cursor)
+            .unwrap_or_default();
+        CursorRow {
+            conversation: id,
+            user,
+            delivered,
+            read,
+        }
+    }
+
+    /// What the log before the next record says of this send's three rows.
+    pub fn before(&self, user: UserId, sender: crate::ids::SenderId) -> sequencer::Before {
+        sequencer::Before {
+            head: self.head(),
+            grant: self.grant(user),
+            sender: self
+                .senders
+                .get(&(user, sender))
+                .copied()
+                .unwrap_or_default(),
+        }
+    }
+
+    pub fn put_head(&mut self, head: HeadState) {
+        self.head = Some(head);
+    }
+
+    pub fn put_grant(&mut self, user: UserId, grant: GrantState) {
+        self.members.entry(user).or_default().grant = Some(grant);
+    }
+
+    pub fn put_cursor(&mut self, user: UserId, delivered: Seq, read: Seq) {
+        self.members.entry(user).or_default().cursor = Some((delivered, read));
+    }
+
+    pub fn put_sender(&mut self, user: UserId, sender: crate::ids::SenderId, state: SenderState) {
+        self.senders.insert((user, sender), state);
+    }
+
+    /// Takes a row that was read, unless a record has changed it since.
+    pub fn learn(&mut self, key: StateKey, value: Option<StateValue>) {
+        match (key, value) {
+            (StateKey::Head, Some(StateValue::Head(head))) => _ = self.head.get_or_insert(head),
+            (StateKey::Head, _) => _ = self.head.get_or_insert_default(),
+            (StateKey::Grant(user), value) => {
+                let state = if let Some(StateValue::Grant(grant)) = value {
+                    grant
+                } else {
+                    GrantState::default()
+                };
+                _ = self
+                    .members
+                    .entry(user)
+                    .or_default()
+                    .grant
+                    .get_or_insert(state);
+            }
+            (StateKey::Sender(user, sender), value) => {
+                let state = if let Some(StateValue::Sender(row)) = value {
+                    row
+                } else {
+                    SenderState::default()
+                };
+                _ = self.senders.entry((user, sender)).or_insert(state);
+            }
+        }
+    }
+
+    /// The row of state as it stands now, for the store.
+    pub fn state_row(
+        &self,
+        id: ConversationId,
+        key: StateKey,
+        position: Position,
+        ts: Micros,
+    ) -> StateRow {
+        let value = match key {
+            StateKey::Head => StateValue::Head(self.head()),
+            StateKey::Grant(user) => StateValue::Grant(self.grant(user)),
+            StateKey::Sender(user, sender) => StateValue::Sender(
+                self.senders
+                    .get(&(user, sender))
+                    .copied()
+                    .unwrap_or_default(),
+            ),
+        };
+        StateRow {
+            conversation: id,
+            key,
+            position,
+            ts,
+            value,
+        }
+    }
+
+    /// The event an accepted send becomes.
+    pub fn event_of_send(
+        &self,
+        id: ConversationId,
+        position: Position,
+        before: &sequencer::Before,
+        send: &Send,
+        answer: &Answer,
+    ) -> EventRow {
+        let sender = sequencer::sender_at(before.sender, answer.ts);
+        EventRow {
+            conversation: id,
+            seq: answer.seq,
+            position,
+            ts: answer.ts,
+            ts_before: before.head.ts,
+            user: send.user,
+            sender: send.sender,
+            grant: send.grant,
+            counter: send.counter,
+            id: send.id,
+            before: match sender {
+                SenderState { seq: 0, .. } => Before::Nothing,
+                row if answer.ts - row.ts > BEFORE_BY_SEQ_MAX => Before::Row(row),
+                row => Before::Seq(row.seq),
+            },
+            kind: send.kind,
+            encoding: send.encoding,
+            body: send.body.clone(),
+            members: None,
+        }
+    }
+
+    /// Applies an accepted change; returns its event and the rows it changed.
+    pub fn apply_membership(
+        &mut self,
+        id: ConversationId,
+        position: Position,
+        appended: Micros,
+        change: &Membership,
+    ) -> (EventRow, Vec<StateKey>) {
+        let before = self.head();
+        let seq = before.seq + 1;
+        let (mut joined, mut left) = (0, 0);
+        let mut changes = Vec::with_capacity(change.changes.len());
+        let mut keys = vec![StateKey::Head];
+        for c in &change.changes {
+            let grant = self.grant(c.user);
+            match (grant.role == Role::None, c.role == Role::None) {
+                (true, false) => joined += 1,
+                (false, true) => left += 1,
+                _ => {}
+            }
+            changes.push(MemberChange {
+                user: c.user,
+                role: c.role,
+                before: grant,
+            });
+            self.put_grant(c.user, sequencer::grant_after(&grant, change, c.role, seq));
+            if !keys.contains(&StateKey::Grant(c.user)) || change.changes.len() > 64 {
+                keys.push(StateKey::Grant(c.user));
+            }
+        }
+        let head = sequencer::accept_membership(&before, change, appended, joined, left);
+        self.put_head(head);
+        let body = MembersBody {
+            version: change.version,
+            kind: change.kind,
+            title: change.title.clone(),
+            changes,
+        };
+        let row = EventRow {
+            user: change.by,
+            kind: Kind::Members,
+            members: Some(Box::new(body)),
+            ..empty_row(id, position, &before, &head)
+        };
+        (row, keys)
+    }
+
+    /// Applies a record nobody can read: only the head moves.
+    pub fn apply_unreadable(
+        &mut self,
+        id: ConversationId,
+        position: Position,
+        appended: Micros,
+    ) -> EventRow {
+        let before = self.head();
+        let head = HeadState {
+            seq: before.seq + 1,
+            ts: sequencer::log_time(appended, &before),
+            ..before
+        };
+        self.put_head(head);
+        empty_row(id, position, &before, &head)
+    }
+
+    /// All events up to `seq` are in the store.
+    pub fn confirmed(&mut self, seq: Seq) {
+        while self.unstored.front().is_some_and(|row| row.seq <= seq) {
+            self.unstored.pop_front();
+        }
+    }
+
+    /// Whether everything it knows can be read again from the store.
+    pub fn is_clean(&self) -> bool {
+        self.waiting.is_empty()
+            && self.loading.is_none()
+            && self.unstored.is_empty()
+            && self.unsettled == 0
+    }
+
+    /// Drops what can be read again; the interest of gateways stays.
+    pub fn forget(&mut self) {
+        debug_assert!(
+            self.is_clean(),
+            "a changed row is forgotten only once it is stored"
+        );
+        self.head = None;
+        self.members = HashMap::new();
+        self.senders = HashMap::new();
+    }
+
+    /// How many rows it holds.
+    pub fn rows(&self) -> usize {
+        self.members.len() + self.senders.len()
+    }
+}
+
+fn empty_row(
+    id: ConversationId,
+    position: Position,
+    before: &HeadState,
+    head: &HeadState,
+) -> EventRow {
+    EventRow {
+        conversation: id,
+        seq: head.seq,
+        position,
+        ts: head.ts,
+        ts_before: before.ts,
+        user: Default::default(),
+        sender: Default::default(),
+        grant: 0,
+        counter: 0,
+        id: Default::default(),
+        before: Before::Nothing,
+        kind: Kind::Empty,
+        encoding: Default::default(),
+        body: Default::default(),
+        members: None,
+    }
+}

@@ -1,0 +1,263 @@
+//! Requests of gateways, and the digest of heads that shows a lost last event.
+//!
+//! Frames between router and gateway may be lost. A hole in the middle shows itself by
+//! its number, a lost last event doesn't: so every gateway is told, at fixed times, the
+//! heads of its conversations that moved since the digest before the last one. Digests
+//! are numbered; a gateway that misses one asks for all heads again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::Work;
+use crate::ids::{ConversationId, GatewayId, Micros, Seq};
+use crate::path::{Effect, Router};
+use crate::ports::peers::{OPEN_MAX, Opened, ToGateway, ToRouter};
+
+/// The most cursors that wait for one conversation's rows, beside its records.
+const CURSORS_WAITING_MAX: usize = 4096;
+
+#[derive(Debug, Default)]
+pub(crate) struct Gateways {
+    /// The number of the last digest to each gateway heard of.
+    known: BTreeMap<GatewayId, u64>,
+    /// Conversations that moved since the last digest, and in the time before it.
+    moved: HashSet<ConversationId>,
+    moved_before: HashSet<ConversationId>,
+    told: Micros,
+    /// Answers to `Open` that are being gathered, by gateway and request.
+    opening: HashMap<(GatewayId, u64), Gathering>,
+}
+
+#[derive(Debug)]
+struct Gathering {
+    left: usize,
+    states: Vec<Opened>,
+}
+
+impl Gateways {
+    pub fn moved(&mut self, id: ConversationId, _now: Micros) {
+        self.moved.insert(id);
+    }
+}
+
+impl Router {
+    /// A message of a gateway.
+    pub fn peer(&mut self, from: GatewayId, message: ToRouter, now: Micros) {
+        self.now = now;
+        self.gateways.known.entry(from).or_insert(0);
+        if self.next < self.caught_up_at
+            && matches!(message, ToRouter::Open { .. } | ToRouter::Cursors(_))
+        {
+            // Its heads would be older than what clients have seen from the router before it.
+            if self.early.len() < self.config.early_max {
+                self.early.push_back((from, message));
+            } else if let ToRouter::Open {
+                request,
+                conversations,
+                ..
+            } = message
+            {
+                let message = ToGateway::Opened {
+                    request,
+                    states: Vec::new(),
+                    later: conversations,
+                };
+                self.out.push(Effect::Send { to: from, message });
+            }
+            return;
+        }
+        match message {
+            ToRouter::Open {
+                request,
+                user,
+                conversations,
+            } => self.open(from, request, user, conversations),
+            ToRouter::Close(conversations) => {
+                for id in conversations {
+                    if let Some(conversation) = self.conversations.get_mut(&id) {
+                        conversation.interested.retain(|&g| g != from);
+                    }
+                }
+            }
+            ToRouter::Cursors(rows) => {
+                for row in rows {
+                    let conversation = self.conversation(row.conversation);
+                    if conversation.waiting.len() < CURSORS_WAITING_MAX {
+                        conversation.waiting.push_back(Work::Cursor(row));
+                        self.work(row.conversation);
+                    } else {
+                        self.counters.cursors_refused += 1; // The client says it again with its next sync.
+                    }
+                }
+            }
+            ToRouter::Typing {
+                conversation,
+                user,
+                on,
+            } => self.typing(from, conversation, user, on),
+            ToRouter::Tail {
+                request,
+                conversation,
+                from: seq,
+            } => {
+                let rows = self
+                    .conversations
+                    .get(&conversation)
+                    .map_or(Vec::new(), |c| {
+                        c.unstored
+                            .iter()
+                            .filter(|row| row.seq >= seq)
+                            .cloned()
+                            .collect()
+                    });
+                self.out.push(Effect::Send {
+                    to: from,
+                    message: ToGateway::Tail { request, rows },
+                });
+            }
+            ToRouter::FannedOut(handed) => self.fanned_out(handed),
+        }
+    }
+
+    pub(crate) fn answer_early(&mut self) {
+        if self.next >= self.caught_up_at {
+            for (from, message) in std::mem::take(&mut self.early) {
+                self.peer(from, message, self.now);
+            }
+        }
+    }
+
+    fn open(
+        &mut self,
+        from: GatewayId,
+        request: u64,
+        user: crate::ids::UserId,
+        mut conversations: Vec<ConversationId>,
+    ) {
+        let later = conversations.split_off(conversations.len().min(OPEN_MAX));
+        if conversations.is_empty() || !later.is_empty() {
+            self.out.push(Effect::Send {
+                to: from,
+                message: ToGateway::Opened {
+                    request,
+                    states: Vec::new(),
+                    later,
+                },
+            });
+        }
+        if conversations.is_empty() {
+            return;
+        }
+        self.gateways.opening.insert(
+            (from, request),
+            Gathering {
+                left: conversations.len(),
+                states: Vec::new(),
+            },
+        );
+        for id in conversations {
+            self.interest(id, from);
+            self.conversation(id).waiting.push_back(Work::Open {
+                gateway: from,
+                request,
+                user,
+            });
+            self.work(id);
+        }
+    }
+
+    /// One conversation of an `Open` is known; the last one sends the answer.
+    pub(crate) fn opened(
+        &mut self,
+        id: ConversationId,
+        gateway: GatewayId,
+        request: u64,
+        user: crate::ids::UserId,
+    ) {
+        let now = self.now;
+        let conversation = self.conversation(id);
+        conversation.touched = now;
+        let head = conversation.head();
+        let state = Opened {
+            conversation: id,
+            head: head.seq,
+            kind: head.kind,
+            grant: conversation.grant(user),
+            cursor: conversation.cursor(id, user),
+        };
+        let Some(gathering) = self.gateways.opening.get_mut(&(gateway, request)) else {
+            return;
+        };
+        gathering.states.push(state);
+        gathering.left -= 1;
+        if gathering.left == 0 {
+            let gathering = self
+                .gateways
+                .opening
+                .remove(&(gateway, request))
+                .expect("just found");
+            let message = ToGateway::Opened {
+                request,
+                states: gathering.states,
+                later: Vec::new(),
+            };
+            self.out.push(Effect::Send {
+                to: gateway,
+                message,
+            });
+        }
+    }
+
+    fn typing(&mut self, from: GatewayId, id: ConversationId, user: crate::ids::UserId, on: bool) {
+        let Some(conversation) = self.conversations.get(&id) else {
+            return;
+        };
+        if !conversation.grant(user).role.may_write() || !conversation.interested.contains(&from) {
+            return;
+        }
+        for &to in &conversation.interested {
+            self.out.push(Effect::Send {
+                to,
+                message: ToGateway::Typing {
+                    conversation: id,
+                    user,
+                    on,
+                },
+            });
+        }
+    }
+
+    /// Tells every gateway the heads of its conversations that moved lately.
+    pub(crate) fn tell_digest(&mut self) {
+        if self.now.saturating_sub(self.gateways.told) < self.config.digest_every {
+            return;
+        }
+        self.gateways.told = self.now;
+        let moved = std::mem::take(&mut self.gateways.moved);
+        let before = std::mem::replace(&mut self.gateways.moved_before, moved.clone());
+        let mut heads: HashMap<GatewayId, Vec<(ConversationId, Seq)>> = HashMap::new();
+        for id in moved.union(&before) {
+            let Some(conversation) = self.conversations.get(id) else {
+                continue;
+            };
+            // What isn't fanned out yet may still come by itself; its head is told next time.
+            let head = conversation.head().seq;
+            for &gateway in &conversation.interested {
+                heads.entry(gateway).or_default().push((*id, head));
+            }
+        }
+        for (&gateway, number) in &mut self.gateways.known {
+            *number += 1;
+            let mut heads = heads.remove(&gateway).unwrap_or_default();
+            heads.sort_unstable();
+            let message = ToGateway::Digest {
+                number: *number,
+                heads: Arc::from(heads),
+            };
+            self.out.push(Effect::Send {
+                to: gateway,
+                message,
+            });
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Flights: event rows on their way to the store, and what follows when they are there.
+//!
+//! A flight is what one call of `Router::records` accepted. In order of their launch:
+//!
+//! ```text
+//! launched ─ events confirmed ──▶ fanned out ─ all earlier confirmed ─▶ state written ─▶ landed
+//!         └─ 500 ms, no answer ─▶ fanned out, still flying
+//! ```
+//!
+//! Invariants: 1 fan-out keeps the order of launch. 2 A flight's rows of state are
+//! written only when its event rows and those of all earlier flights are confirmed.
+//! 3 The position is settled only before the first flight that hasn't landed.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::ids::{Micros, Position, SessionId};
+use crate::rows::{EventRow, StateKey, StateRow};
+
+/// An accepted event on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Cargo {
+    pub row: Arc<EventRow>,
+    pub except: SessionId,
+    pub taken: Micros,
+}
+
+#[derive(Debug)]
+struct Flight {
+    number: u64,
+    /// The lowest position in it.
+    low: Position,
+    cargo: Vec<Cargo>,
+    state: Vec<StateRow>,
+    bytes: usize,
+    launched: Micros,
+    asked: Micros,
+    confirmed: bool,
+    fanned_out: bool,
+    /// Its events were given to `take_confirmed`.
+    released: bool,
+    state_asked: Option<Micros>,
+}
+
+/// All flights that haven't landed, oldest first.
+#[derive(Debug, Default)]
+pub(crate) struct Flights {
+    flying: VecDeque<Flight>,
+    gathering: Option<Flight>,
+    last: u64,
+    bytes: usize,
+    /// Conversations whose rows of state landed and are not yet collected.
+    landed: Vec<StateRow>,
+}
+
+/// What one event costs beside its body, about.
+const ROW_BYTES: usize = 256;
+
+impl Flights {
+    /// Adds an accepted event to the flight being gathered.
+    pub fn load(
+        &mut self,
+        position: Position,
+        row: Arc<EventRow>,
+        state: impl Iterator<Item = StateRow>,
+        except: SessionId,
+        taken: Micros,
+    ) {
+        let flight = self.gathering.get_or_insert_with(|| {
+            self.last += 1;
+            Flight {
+                number: self.last,
+                low: position,
+                cargo: Vec::new(),
+                state: Vec::new(),
+                bytes: 0,
+                launched: 0,
+                asked: 0,
+                confirmed: false,
+                fanned_out: false,
+                released: false,
+                state_asked: None,
+            }
+        });
+        flight.low = flight.low.min(position);
+        let bytes = row.body.len() + ROW_BYTES;
+        flight.bytes += bytes;
+        self.bytes += bytes;
+        flight.state.extend(state);
+        flight.cargo.push(Cargo { row, except, taken });
+    }
+
+    /// Bytes of all rows not landed.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many flights haven't landed.
+    pub fn len(&self) -> usize {
+        self.flying.len()
+    }
+
+    /// Sends off what was gathered.
+    pub fn launch(&mut self, now: Micros) -> Option<(u64, Vec<EventRow>)> {
+        let mut flight = self.gathering.take()?;
+        (flight.launched, flight.asked) = (now, now);
+        let rows = flight.rows();
+        let number = flight.number;
+        self.flying.push_back(flight);
+        Some((number, rows))
+    }
+
+    /// Flights whose event rows nobody confirmed in time, to be sent again.
+    pub fn overdue(&mut self, now: Micros, after: Micros) -> Vec<(u64, Vec<EventRow>)> {
+        let mut again = Vec::new();
+        for flight in &mut self.flying {
+            if !flight.confirmed && now.saturating_sub(flight.asked) >= after {
+                flight.asked = now;
+                again.push((flight.number, flight.rows()));
+            }
+            if flight
+                .state_asked
+                .is_some_and(|at| now.saturating_sub(at) >= after)
+            {
+                flight.state_asked = None;
+            }
+        }
+        again
+    }
+
+    pub fn events_stored(&mut self, number: u64, ok: bool) {
+        if let Some(flight) = self.flying.iter_mut().find(|f| f.number == number) {
+            flight.confirmed |= ok;
+        }
+    }
+
+    /// The oldest flight not fanned out, if it may be: confirmed, or the store is slow.
+    pub fn next_to_fan_out(&mut self, now: Micros, slow_after: Micros) -> Option<Vec<Cargo>> {
+        let slow = self
+            .flying
+            .front()
+            .is_some_and(|f| !f.confirmed && now.saturating_sub(f.launched) >= slow_after);
+        let flight = self.flying.iter_mut().find(|f| !f.fanned_out)?;
+        if !flight.confirmed && !slow {
+            return None;
+        }
+        flight.fanned_out = true;
+        Some(flight.cargo.clone())
+    }
+
+    /// The events that, with all earlier ones, the store has confirmed since the last call.
+    pub fn take_confirmed(&mut self) -> Vec<Arc<EventRow>> {
+        let mut rows = Vec::new();
+        for flight in self.flying.iter_mut().take_while(|f| f.confirmed) {
+            if !flight.released {
+                flight.released = true;
+                rows.extend(flight.cargo.iter().map(|c| c.row.clone()));
+            }
+        }
+        rows
+    }
+
+    /// The rows of state that may be written now: the last of each key up to the last confirmed flight.
+    pub fn next_state(&mut self, now: Micros) -> Option<(u64, Vec<StateRow>)> {
+        if self.flying.iter().any(|f| f.state_asked.is_some()) {
+            return None; // One write at a time; it covers more of them.
+        }
+        let ready = self
+            .flying
+            .iter()
+            .take_while(|f| f.confirmed && f.fanned_out)
+            .count();
+        let last = ready.checked_sub(1)?;
+        let mut latest =
+            std::collections::HashMap::<(crate::ids::ConversationId, StateKey), StateRow>::new();
+        for row in self.flying.iter().take(ready).flat_map(|f| &f.state) {
+            latest.insert((row.conversation, row.key), *row);
+        }
+        let mut rows: Vec<StateRow> = latest.into_values().collect();
+        rows.sort_unstable_by_key(|row| (row.conversation, row.key));
+        let flight = &mut self.flying[last];
+        flight.state_asked = Some(now);
+        Some((flight.number, rows))
+    }
+
+    /// Lands all flights up to this one, or has their rows written again.
+    pub fn state_stored(&mut self, number: u64, ok: bool) {
+        let Some(at) = self
+            .flying
+            .iter()
+            .position(|f| f.number == number && f.state_asked.is_some())
+        else {
+            return;
+        };
+        if !ok {
+            return; // Written again when it is overdue, so that a failing store isn't hammered.
+        }
+        for flight in self.flying.drain(..=at) {
+            self.bytes -= flight.bytes;
+            self.landed.extend(flight.state);
+        }
+    }
+
+    /// The rows of state that landed since the last call.
+    pub fn take_landed(&mut self) -> Vec<StateRow> {
+        std::mem::take(&mut self.landed)
+    }
+
+    /// The lowest position that hasn't landed.
+    pub fn lowest(&self) -> Option<Position> {
+        self.flying
+            .iter()
+            .chain(&self.gathering)
+            .map(|f| f.low)
+            .min()
+    }
+
+    /// When the oldest flight was launched: the age of the backlog.
+    pub fn oldest(&self) -> Option<Micros> {
+        self.flying.front().map(|f| f.launched)
+    }
+}
+
+impl Flight {
+    fn rows(&self) -> Vec<EventRow> {
+        self.cargo.iter().map(|c| (*c.row).clone()).collect()
+    }
+}

@@ -1,0 +1,105 @@
+//! Cursors: how far members have come, coalesced, and never back.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::ids::{ConversationId, Micros, UserId};
+use crate::path::{Effect, Router};
+use crate::ports::peers::ToGateway;
+use crate::rows::CursorRow;
+
+/// Cursors that moved since the last flush: one row a member, however often it moved.
+#[derive(Debug, Default)]
+pub(crate) struct Dirty {
+    rows: BTreeMap<(ConversationId, UserId), CursorRow>,
+    flushed: Micros,
+}
+
+impl Dirty {
+    pub fn holds(&self, id: ConversationId) -> bool {
+        self.rows
+            .range((id, UserId(0))..=(id, UserId(u64::MAX)))
+            .next()
+            .is_some()
+    }
+}
+
+impl Router {
+    /// A member says how far it has come; the row's rows of state are known.
+    pub(crate) fn cursor_moved(&mut self, row: CursorRow) {
+        let conversation = self.conversation(row.conversation);
+        let (head, grant) = (conversation.head(), conversation.grant(row.user));
+        let upto = if grant.role.is_member() {
+            head.seq
+        } else {
+            grant.visible_to
+        };
+        if row.delivered > upto || row.read > upto || grant.visible_from == 0 {
+            self.counters.cursors_refused += 1;
+            return;
+        }
+        let known = conversation.cursor(row.conversation, row.user);
+        // Who has read a message has got it.
+        let delivered = known.delivered.max(row.delivered).max(row.read);
+        let read = known.read.max(row.read);
+        if (delivered, read) == (known.delivered, known.read) {
+            return;
+        }
+        conversation.put_cursor(row.user, delivered, read);
+        self.receipts.rows.insert(
+            (row.conversation, row.user),
+            CursorRow {
+                delivered,
+                read,
+                ..row
+            },
+        );
+    }
+
+    /// Stores and tells what moved, at most so often.
+    pub(crate) fn flush_cursors(&mut self) {
+        if self.receipts.rows.is_empty()
+            || self.now.saturating_sub(self.receipts.flushed) < self.config.cursor_flush_every
+        {
+            return;
+        }
+        self.receipts.flushed = self.now;
+        let rows: Vec<CursorRow> = std::mem::take(&mut self.receipts.rows)
+            .into_values()
+            .collect();
+        for of_one in rows.chunk_by(|a, b| a.conversation == b.conversation) {
+            let id = of_one[0].conversation;
+            let Some(conversation) = self.conversations.get(&id) else {
+                continue;
+            };
+            if conversation.head().members > self.config.receipt_members_max {
+                continue;
+            }
+            let cursors: Arc<[CursorRow]> = Arc::from(of_one);
+            for &to in &conversation.interested {
+                self.out.push(Effect::Send {
+                    to,
+                    message: ToGateway::Receipts {
+                        conversation: id,
+                        cursors: cursors.clone(),
+                    },
+                });
+            }
+        }
+        self.out.push(Effect::PutCursors(rows));
+    }
+
+    /// Cursors the store didn't take are told and written again with the next flush.
+    pub fn cursors_refused(&mut self, rows: Vec<CursorRow>, now: Micros) {
+        self.now = now;
+        for row in rows {
+            let kept = self
+                .receipts
+                .rows
+                .entry((row.conversation, row.user))
+                .or_insert(row);
+            kept.delivered = kept.delivered.max(row.delivered);
+            kept.read = kept.read.max(row.read);
+        }
+    }
+}
