@@ -115,9 +115,11 @@ impl Checker {
             Record::Resumed(r) => self.view(r.conversation, r.device, r.user).resume(r.kept),
             Record::Final(end) => {
                 let view = self.view(end.conversation, end.device, end.user);
-                if view.ended.replace(*end).is_none() {
-                    self.report.finals += 1;
+                let known = view.ended;
+                if known.is_none_or(|known| known.head < end.head) {
+                    view.ended = Some(*end);
                 }
+                self.report.finals += u64::from(known.is_none());
             }
         }
     }

@@ -283,13 +283,25 @@ impl Findings {
         seqs: &[u64],
         evidence: impl FnOnce() -> (Vec<Record>, String),
     ) {
+        self.add_for(0, kind, conversation, seqs, evidence);
+    }
+
+    /// As [`add`](Self::add), about a device that no record may name.
+    pub fn add_for(
+        &mut self,
+        device: u64,
+        kind: Kind,
+        conversation: u64,
+        seqs: &[u64],
+        evidence: impl FnOnce() -> (Vec<Record>, String),
+    ) {
         let count = self.anomalies.entry(kind).or_default();
         *count += 1;
         if *count > self.keep {
             return;
         }
         let (records, sentence) = evidence();
-        let mut devices: Vec<u64> = records.iter().map(Record::device).collect();
+        let mut devices: Vec<u64> = records.iter().map(Record::device).chain([device]).collect();
         devices.sort_unstable();
         devices.dedup();
         devices.retain(|device| *device != 0);

@@ -90,9 +90,10 @@ impl Case<'_> {
         findings: &mut Findings,
     ) {
         let events = self.find(key, counter);
-        let named = events
-            .iter()
-            .find(|shown| ack.id == 0 || shown.event.id == ack.id);
+        let named = |shown: &&Shown| ack.id == 0 || shown.event.id == ack.id;
+        let fits = |shown: &Shown| {
+            (ack.seq == 0 || ack.seq == shown.seq) && (ack.ts == 0 || ack.ts == shown.event.ts)
+        };
         let (what, other) = if message.sent.is_none() {
             (
                 format!("An answer names counter {counter}, which nobody numbered."),
@@ -103,9 +104,8 @@ impl Case<'_> {
                 format!("An answer names id {}, which nobody numbered.", hex(ack.id)),
                 None,
             )
-        } else if let Some(shown) = named {
-            let seq_fits = ack.seq == 0 || events.iter().any(|shown| shown.seq == ack.seq);
-            if seq_fits && (ack.ts == 0 || ack.ts == shown.event.ts) {
+        } else if let Some(shown) = events.iter().find(named) {
+            if events.iter().filter(named).any(fits) {
                 return;
             }
             let what = format!(

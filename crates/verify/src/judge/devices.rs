@@ -59,7 +59,7 @@ impl Case<'_> {
         for (device, view) in self.views() {
             let visible = self.conversation.visible(view.user);
             for (from, to) in view.shown().minus(&visible).iter() {
-                findings.add(Kind::NotVisible, self.id, &[from, to], || {
+                findings.add_for(device, Kind::NotVisible, self.id, &[from, to], || {
                     let what = format!(
                         "Device {} was shown seqs {from} to {to}, outside of what its user may \
                          see.",
@@ -121,16 +121,18 @@ impl Case<'_> {
         };
         let known = |from: u64| self.at_seq(from).map(|event| event.record(self.id, from));
         for (from, to) in gaps.iter() {
-            findings.add(Kind::Gap, self.id, &[from, to], || {
+            findings.add_for(device, Kind::Gap, self.id, &[from, to], || {
                 let what = format!(
                     "Device {} was never shown seqs {from} to {to}.",
                     hex(device)
                 );
-                (known(from).into_iter().chain(claim(to)).collect(), what)
+                // If nobody was shown it either: what was shown above it.
+                let shown = known(from).or_else(|| known(to.saturating_add(1)));
+                (shown.into_iter().chain(claim(to)).collect(), what)
             });
         }
         for (from, to) in tail.iter() {
-            findings.add(Kind::TailLost, self.id, &[from, to], || {
+            findings.add_for(device, Kind::TailLost, self.id, &[from, to], || {
                 let what = format!(
                     "Device {} was shown up to seq {last} and never the last, {from} to {to}.",
                     hex(device)
@@ -141,7 +143,7 @@ impl Case<'_> {
         let lies = now.within(1, synced_head);
         let denied = lies.minus(&lies.minus(exists));
         for (from, to) in denied.iter() {
-            findings.add(Kind::CompleteLie, self.id, &[from, to], || {
+            findings.add_for(device, Kind::CompleteLie, self.id, &[from, to], || {
                 let what = format!(
                     "Device {} was called complete up to {synced_head} and was never shown seqs \
                      {from} to {to}.",
