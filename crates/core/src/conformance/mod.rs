@@ -1,1 +1,5 @@
 //! One behavioural suite a port: plain functions over the trait that every implementation runs.
+
+pub mod blobs;
+pub mod directory;
+pub mod log;

@@ -30,9 +30,13 @@ impl BlobKey {
         let good_part = |part: &str| {
             (1..=64).contains(&part.len())
                 && !part.starts_with('.')
-                && part.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.'))
+                && part
+                    .bytes()
+                    .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' | b'.'))
         };
-        let good = name.len() <= BLOB_KEY_BYTES_MAX && name.split('/').count() <= 8 && name.split('/').all(good_part);
+        let good = name.len() <= BLOB_KEY_BYTES_MAX
+            && name.split('/').count() <= 8
+            && name.split('/').all(good_part);
         good.then(|| BlobKey(name.to_owned()))
     }
 
@@ -114,8 +118,12 @@ pub trait Blobs: Send + Sync {
     /// Durable on return, with its name. Of two writers at the same time one stores and the
     /// other finds it existed. A repeat answers `Existed`. A dropped future keeps nothing, but
     /// for a leftover that is never listed and removed at the next start.
-    fn put_if_absent<'a>(&'a self, key: &'a BlobKey, source: &'a mut dyn BlobSource, bytes_max: u64)
-    -> Answer<'a, Put>;
+    fn put_if_absent<'a>(
+        &'a self,
+        key: &'a BlobKey,
+        source: &'a mut dyn BlobSource,
+        bytes_max: u64,
+    ) -> Answer<'a, Put>;
 
     /// Bytes of an object: all of `range`, which must lie inside it. The caller bounds the range,
     /// since the answer is held in memory.
@@ -128,5 +136,10 @@ pub trait Blobs: Send + Sync {
     fn delete<'a>(&'a self, key: &'a BlobKey) -> Answer<'a, bool>;
 
     /// Keys that begin with `prefix`, in byte order from behind `after`, at most `limit`.
-    fn list<'a>(&'a self, prefix: &'a str, after: Option<&'a BlobKey>, limit: usize) -> Answer<'a, BlobPage>;
+    fn list<'a>(
+        &'a self,
+        prefix: &'a str,
+        after: Option<&'a BlobKey>,
+        limit: usize,
+    ) -> Answer<'a, BlobPage>;
 }

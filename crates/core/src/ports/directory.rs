@@ -31,15 +31,16 @@ mod conversations;
 mod credentials;
 
 pub use accounts::{
-    Accounts, BULK_USERS_MAX, Device, ExternalSubject, LoginName, NewUser, PasswordHash, StoredPassword, User,
+    Accounts, BULK_USERS_MAX, DEVICES_PER_USER_MAX, Device, ExternalSubject, LoginName, NewUser,
+    PasswordHash, StoredPassword, User,
 };
 pub use conversations::{
-    Change, ConversationRecord, Conversations, DirectId, Member, Membership, NewConversation, Opened, OutboxEntry,
-    direct_conversation,
+    Change, ConversationRecord, Conversations, DirectId, Member, Membership, NewConversation,
+    Opened, OutboxEntry, TITLE_BYTES_MAX, direct_conversation,
 };
 pub use credentials::{
-    ApiKey, ApiKeyId, Credentials, NewApiKey, NewSignIn, Revocation, RevocationSubject, Rotation, SecretHash, SignIn,
-    SignInId,
+    ApiKey, ApiKeyId, Credentials, NewApiKey, NewSignIn, Revocation, RevocationSubject, Rotation,
+    SecretHash, SignIn, SignInId,
 };
 
 /// What every call of a directory answers.

@@ -8,6 +8,9 @@ use crate::ids::{DeviceId, Micros, UserId};
 /// How many users one call creates at most.
 pub const BULK_USERS_MAX: usize = 1_000;
 
+/// How many devices one user has at most; beyond it the one seen longest ago goes.
+pub const DEVICES_PER_USER_MAX: usize = 256;
+
 /// A login name with the key it is unique under.
 ///
 /// The caller makes the key (NFC, lower case, confusable folding), so that two
@@ -131,10 +134,12 @@ pub trait Accounts: Send + Sync {
     /// Shuts an account or opens it again. Shutting kills all refresh tokens and returns a revocation of the user.
     fn set_disabled(&self, user: UserId, disabled: bool) -> Answer<'_, Option<Revocation>>;
 
-    /// Records a new device. A repeat makes another one.
+    /// Records a new device. A repeat makes another one. Of more than [`DEVICES_PER_USER_MAX`] the
+    /// one seen longest ago is removed as by [`Accounts::remove_device`].
     fn add_device(&self, user: UserId, name: String) -> Answer<'_, Device>;
 
-    /// The device of this user that has this name, made at first sight: for tokens that name no device.
+    /// The device of this user that has this name, made at first sight as by
+    /// [`Accounts::add_device`]: for tokens that name no device.
     fn device_named(&self, user: UserId, name: String) -> Answer<'_, Device>;
 
     /// All devices of a user, oldest first, at most [`super::PAGE_MAX`].

@@ -8,7 +8,8 @@
 //!
 //! Who may do what: an actor needs [`Role::Admin`] to change others, touches only
 //! members whose role is below the actor's own, and gives only roles below it; an owner
-//! may also make owners. To somebody who isn't a member a conversation that isn't open
+//! may also make owners. The user id 0 acts for the operator (a server with an API key) and may
+//! do everything. To somebody who isn't a member a conversation that isn't open
 //! doesn't exist: the answer is `NotFound(Conversation)`, as for an id never given out.
 
 use sha2::{Digest, Sha256};
@@ -17,6 +18,9 @@ use super::Answer;
 use crate::ids::{ConversationId, Micros, UserId};
 use crate::ports::BoxFuture;
 use crate::record::{self, ConversationKind, Role, RoleChange};
+
+/// The longest title in bytes; a longer one is refused as invalid.
+pub const TITLE_BYTES_MAX: usize = 256;
 
 /// A pair's direct conversation: its id and the pair in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +45,11 @@ pub fn direct_conversation(a: UserId, b: UserId) -> DirectId {
     let digest = hash.finalize();
     let mut first = [0u8; 8];
     first.copy_from_slice(&digest[..8]);
-    DirectId { conversation: ConversationId(u64::from_be_bytes(first) >> 1), low, high }
+    DirectId {
+        conversation: ConversationId(u64::from_be_bytes(first) >> 1),
+        low,
+        high,
+    }
 }
 
 /// A group or channel to create.
@@ -152,14 +160,31 @@ pub trait Conversations: Send + Sync {
 
     /// Adds up to [`record::MEMBERS_PER_EVENT_MAX`] users with a role. Who is a member already
     /// stays as they are. A banned or disabled user refuses the whole call.
-    fn add_members(&self, conversation: ConversationId, by: UserId, users: Vec<UserId>, role: Role)
-    -> Answer<'_, Change>;
+    fn add_members(
+        &self,
+        conversation: ConversationId,
+        by: UserId,
+        users: Vec<UserId>,
+        role: Role,
+    ) -> Answer<'_, Change>;
 
-    /// Removes a member; gone already: no change.
-    fn remove_member(&self, conversation: ConversationId, by: UserId, user: UserId) -> Answer<'_, Change>;
+    /// Removes a member; gone already: no change. An operator who removes the last owner leaves
+    /// a successor, as in [`Conversations::leave`].
+    fn remove_member(
+        &self,
+        conversation: ConversationId,
+        by: UserId,
+        user: UserId,
+    ) -> Answer<'_, Change>;
 
     /// Gives a member another role (not [`Role::None`]). A repeat changes nothing.
-    fn set_role(&self, conversation: ConversationId, by: UserId, user: UserId, role: Role) -> Answer<'_, Change>;
+    fn set_role(
+        &self,
+        conversation: ConversationId,
+        by: UserId,
+        user: UserId,
+        role: Role,
+    ) -> Answer<'_, Change>;
 
     /// Removes a user, member or not, and keeps them out. A repeat changes nothing.
     fn ban(&self, conversation: ConversationId, by: UserId, user: UserId) -> Answer<'_, Change>;
@@ -171,13 +196,27 @@ pub trait Conversations: Send + Sync {
     fn conversation(&self, id: ConversationId) -> Answer<'_, Option<ConversationRecord>>;
 
     /// A user's conversations by id from behind `after` (0: the first), at most `limit`.
-    fn conversations_of(&self, user: UserId, after: ConversationId, limit: usize) -> Answer<'_, Vec<Membership>>;
+    fn conversations_of(
+        &self,
+        user: UserId,
+        after: ConversationId,
+        limit: usize,
+    ) -> Answer<'_, Vec<Membership>>;
 
     /// The open channels by id from behind `after`, at most `limit`: what a newcomer can join.
-    fn open_conversations(&self, after: ConversationId, limit: usize) -> Answer<'_, Vec<ConversationRecord>>;
+    fn open_conversations(
+        &self,
+        after: ConversationId,
+        limit: usize,
+    ) -> Answer<'_, Vec<ConversationRecord>>;
 
     /// Members by user id from behind `after` (0: the first), at most `limit`.
-    fn members(&self, conversation: ConversationId, after: UserId, limit: usize) -> Answer<'_, Vec<Member>>;
+    fn members(
+        &self,
+        conversation: ConversationId,
+        after: UserId,
+        limit: usize,
+    ) -> Answer<'_, Vec<Member>>;
 
     /// A user's place; none: not a member, or no such conversation.
     fn member(&self, conversation: ConversationId, user: UserId) -> Answer<'_, Option<Member>>;

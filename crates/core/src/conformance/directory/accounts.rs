@@ -1,0 +1,218 @@
+//! Promises of [`Accounts`](crate::ports::directory::Accounts).
+
+use super::{refused, user};
+use crate::ids::UserId;
+use crate::ports::directory::{
+    DEVICES_PER_USER_MAX, Directory, DirectoryError, ExternalSubject, LoginName, NewSignIn,
+    NewUser, PasswordHash, Refusal, RevocationSubject, Rotation, SecretHash, What,
+};
+
+fn named(name: &str, key: &str) -> NewUser {
+    let login = LoginName {
+        name: name.to_owned(),
+        key: key.to_owned(),
+    };
+    NewUser {
+        login: Some(login),
+        display_name: name.to_owned(),
+        password: Some(PasswordHash(format!("hash of {name}"))),
+    }
+}
+
+pub(super) async fn a_login_name_is_taken_once(directory: &dyn Directory) {
+    let batch = vec![
+        named("Ann", "acc-ann"),
+        named("ann", "acc-ann"),
+        named("Bob", "acc-bob"),
+    ];
+    let made = directory
+        .create_users(batch)
+        .await
+        .expect("the batch is carried out");
+    let ann = made[0].clone().expect("the first one takes the name");
+    assert_eq!(
+        made[1],
+        Err(DirectoryError::Conflict(What::LoginName)),
+        "a look-alike is refused"
+    );
+    assert!(
+        made[2].is_ok(),
+        "one refusal leaves the rest of the batch alone"
+    );
+
+    let found = directory
+        .user_by_login("acc-ann".into())
+        .await
+        .expect("reads work")
+        .expect("the user is there");
+    assert_eq!(
+        (found.id, found.login.as_deref()),
+        (ann, Some("Ann")),
+        "the name comes back as it was chosen"
+    );
+    assert!(ann.0 > 0 && ann.0 < 1 << 63, "ids fit a signed column");
+    let stored = directory
+        .password_of("acc-ann".into())
+        .await
+        .expect("reads work")
+        .expect("the user is there");
+    assert_eq!(stored.hash, Some(PasswordHash("hash of Ann".into())));
+    assert_eq!(directory.user_by_login("acc-nobody".into()).await, Ok(None));
+
+    let listed = directory
+        .users(vec![UserId(u64::MAX), ann, ann])
+        .await
+        .expect("reads work");
+    assert_eq!(listed.len(), 1, "unknown and repeated ids are left out");
+    let crowd = (0..1001)
+        .map(|i| named("x", &format!("crowd-{i}")))
+        .collect();
+    assert_eq!(
+        refused(directory.create_users(crowd).await),
+        DirectoryError::Refused(Refusal::TooMany(1000))
+    );
+}
+
+pub(super) async fn a_subject_is_one_account(directory: &dyn Directory) {
+    let subject = |name: &str| ExternalSubject {
+        issuer: "shop".into(),
+        subject: name.into(),
+    };
+    let first = directory
+        .user_of_subject(subject("7"), "Seven".into())
+        .await
+        .expect("made at first sight");
+    let again = directory
+        .user_of_subject(subject("7"), "Other".into())
+        .await
+        .expect("found again");
+    assert_eq!((again.id, again.display_name.as_str()), (first.id, "Seven"));
+    let other = directory
+        .user_of_subject(subject("8"), "Eight".into())
+        .await
+        .expect("made at first sight");
+    assert_ne!(other.id, first.id);
+    assert_eq!(first.external, Some(subject("7")));
+}
+
+pub(super) async fn a_new_password_ends_what_the_old_one_signed_in(directory: &dyn Directory) {
+    let ann = user(directory, "pw-ann").await;
+    let device = directory
+        .add_device(ann, "phone".into())
+        .await
+        .expect("a device can be added")
+        .id;
+    let token = SecretHash([1; 32]);
+    let new = NewSignIn {
+        user: ann,
+        device,
+        refresh: token,
+        expires: i64::MAX as u64,
+    };
+    directory
+        .sign_in(new)
+        .await
+        .expect("a sign-in can be recorded");
+    let revocation = directory
+        .set_password(ann, PasswordHash("new".into()))
+        .await
+        .expect("set");
+    assert_eq!(revocation.subject, RevocationSubject::User(ann));
+    assert_eq!(
+        directory
+            .rotate(token, SecretHash([2; 32]), i64::MAX as u64)
+            .await,
+        Ok(Rotation::Refused)
+    );
+    let stored = directory
+        .password_of("pw-ann".into())
+        .await
+        .expect("reads work")
+        .expect("there");
+    assert_eq!(stored.hash, Some(PasswordHash("new".into())));
+    let unknown = directory
+        .set_password(UserId(1), PasswordHash("x".into()))
+        .await;
+    assert_eq!(refused(unknown), DirectoryError::NotFound(What::User));
+}
+
+pub(super) async fn devices_come_and_go(directory: &dyn Directory) {
+    let (ann, bob) = (
+        user(directory, "dev-ann").await,
+        user(directory, "dev-bob").await,
+    );
+    let phone = directory
+        .device_named(ann, "phone".into())
+        .await
+        .expect("made at first sight");
+    let again = directory
+        .device_named(ann, "phone".into())
+        .await
+        .expect("found again");
+    assert_eq!(phone, again);
+    let seen = phone.last_seen + 10;
+    directory
+        .devices_seen(vec![(phone.id, seen), (phone.id, seen - 5)])
+        .await
+        .expect("reported");
+    let listed = directory.devices(ann).await.expect("reads work");
+    assert_eq!(
+        listed.iter().map(|d| d.last_seen).collect::<Vec<_>>(),
+        [seen],
+        "the later time wins"
+    );
+
+    let theirs = directory.remove_device(bob, phone.id).await;
+    assert_eq!(
+        refused(theirs),
+        DirectoryError::NotFound(What::Device),
+        "only one's own devices can be removed"
+    );
+    let revocation = directory
+        .remove_device(ann, phone.id)
+        .await
+        .expect("removed");
+    assert_eq!(revocation.subject, RevocationSubject::Device(phone.id));
+    assert_eq!(
+        refused(directory.remove_device(ann, phone.id).await),
+        DirectoryError::NotFound(What::Device)
+    );
+
+    for i in 0..DEVICES_PER_USER_MAX + 3 {
+        directory
+            .add_device(bob, format!("device {i}"))
+            .await
+            .expect("a new device always gets in");
+    }
+    assert_eq!(
+        directory.devices(bob).await.expect("reads work").len(),
+        DEVICES_PER_USER_MAX
+    );
+}
+
+pub(super) async fn a_block_is_one_way(directory: &dyn Directory) {
+    let (ann, bob) = (
+        user(directory, "blk-ann").await,
+        user(directory, "blk-bob").await,
+    );
+    for _ in 0..2 {
+        directory
+            .set_block(ann, bob, true)
+            .await
+            .expect("a repeat is harmless");
+    }
+    assert_eq!(directory.has_blocked(ann, bob).await, Ok(true));
+    assert_eq!(directory.has_blocked(bob, ann).await, Ok(false));
+    assert_eq!(directory.blocks_of(ann, UserId(0), 10).await, Ok(vec![bob]));
+    assert_eq!(directory.blocks_of(ann, bob, 10).await, Ok(vec![]));
+    directory.set_block(ann, bob, false).await.expect("lifted");
+    assert_eq!(directory.has_blocked(ann, bob).await, Ok(false));
+    assert_eq!(
+        refused(directory.set_block(ann, ann, true).await),
+        DirectoryError::Refused(Refusal::Invalid)
+    );
+    assert_eq!(
+        refused(directory.set_block(ann, UserId(1), true).await),
+        DirectoryError::NotFound(What::User)
+    );
+}
