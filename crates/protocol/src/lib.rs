@@ -26,11 +26,10 @@ mod message_id;
 mod names;
 mod proto;
 
-pub use codec::commands_decode;
 pub use codec::{
-    Commands, decode_client_frame, decode_server_frame, encode_client_frame, encode_command,
-    encode_event, encode_history_page, encode_page_event, encode_server_frame, encode_sync_page,
-    encode_update,
+    Commands, commands_decode, decode_client_frame, decode_server_frame, encode_client_frame,
+    encode_command, encode_event, encode_history_page, encode_page_event, encode_server_frame,
+    encode_sync_page, encode_update,
 };
 pub use codes::{CloseCode, ErrorCode};
 pub use command::{CommandRef, Request, SendRef};
@@ -44,6 +43,16 @@ pub use names::{Named, UNKNOWN};
 #[allow(missing_docs)]
 pub mod wire {
     include!(concat!(env!("OUT_DIR"), "/tidings.v1.rs"));
+}
+
+/// Shows all but the token, so that no log of a command holds one.
+impl std::fmt::Debug for wire::Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Auth")
+            .field("device", &self.device)
+            .field("version", &self.version)
+            .finish_non_exhaustive()
+    }
 }
 
 /// The version of the schema that this crate speaks; sent in `hello` and `auth`.
@@ -78,5 +87,36 @@ impl Format {
                 .into_iter()
                 .find(|f| f.subprotocol() == name.trim())
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_known_subprotocol_is_taken() {
+        let negotiate = Format::negotiate;
+        assert_eq!(
+            negotiate("tidings.v9, tidings.v1.json,tidings.v1.proto"),
+            Some(Format::Json)
+        );
+        assert_eq!(negotiate(" tidings.v1.proto "), Some(Format::Proto));
+        assert_eq!(
+            negotiate("TIDINGS.V1.JSON, chat"),
+            None,
+            "names are case-sensitive"
+        );
+        assert_eq!(negotiate(""), None);
+    }
+
+    #[test]
+    fn a_token_is_not_shown() {
+        let auth = wire::Auth {
+            token: "s3cret".into(),
+            ..Default::default()
+        };
+        let command = Some(wire::command::Command::Auth(auth));
+        assert!(!format!("{:?}", wire::Command { r#ref: 1, command }).contains("s3cret"));
     }
 }
