@@ -384,6 +384,11 @@ impl Router {
             .load(position, row, state, origin.session, taken);
     }
 
+    /// The position before which everything is done.
+    pub fn settled_position(&self) -> Position {
+        self.settled
+    }
+
     /// Sends the gathered event rows to the store.
     pub(crate) fn launch(&mut self) {
         if let Some((flight, rows)) = self.flights.launch(self.now) {

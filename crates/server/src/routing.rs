@@ -1,0 +1,269 @@
+//! The thread that performs a router's effects: log, store and peers around `core::path`.
+//!
+//! The router decides and does no I/O; here every effect becomes a call of a port and its
+//! result the router's next input. Calls that answer at once (the embedded store does) never
+//! become tasks. A call that stays out longer than its deadline is dropped: the router asks
+//! again by itself.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tidings_core::ids::{GatewayId, Micros, Partition, Position};
+use tidings_core::path::{Effect, Router};
+use tidings_core::ports::BoxFuture;
+use tidings_core::ports::directory::Directory;
+use tidings_core::ports::log::{Log, LogError};
+use tidings_core::ports::peers::{Peers, ToRouter};
+use tidings_core::ports::store::{STORE_DEADLINE, Store, StoreResult};
+use tidings_core::router::{Config, Counters};
+use tidings_core::rows::{CursorRow, EventRow, StateRow};
+use tokio::sync::watch;
+
+/// How many bytes of records one read of the log gathers at most.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// How often the router hears the time.
+const TICK: Duration = Duration::from_millis(100);
+
+/// What the routing thread works with.
+pub struct Parts {
+    /// Where records come from.
+    pub log: Arc<dyn Log>,
+    /// Where rows go.
+    pub store: Arc<dyn Store>,
+    /// Whose outbox hears what became an event.
+    pub directory: Arc<dyn Directory>,
+    /// The way to gateways.
+    pub peers: Arc<dyn Peers>,
+    /// Microseconds since 1970.
+    pub clock: fn() -> Micros,
+    /// The router's bounds.
+    pub config: Config,
+}
+
+/// Messages of gateways, as the routing thread takes them.
+pub trait Requests: Send {
+    /// Waits until there is at least one, then moves all into `into`.
+    fn receive<'a>(&'a mut self, into: &'a mut Vec<(GatewayId, ToRouter)>) -> BoxFuture<'a, ()>;
+}
+
+/// What the routing thread shows of itself.
+#[derive(Default)]
+pub struct Gauge {
+    counters: std::sync::Mutex<Counters>,
+    /// Records committed and not yet stored.
+    pub backlog_records: AtomicU64,
+    /// The offset routing has come to.
+    pub routed: AtomicU64,
+    /// The offset behind which everything is stored.
+    pub settled: AtomicU64,
+}
+
+impl Gauge {
+    /// The router's counters, at most one turn old.
+    pub fn counters(&self) -> Counters {
+        *self.counters.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+enum Input {
+    EventsStored(u64, bool),
+    StateStored(u64, bool),
+    StateRead(u64, Option<Vec<Option<StateRow>>>),
+    SinceRead(u64, Option<Vec<EventRow>>),
+    EventsRead(u64, Option<Vec<EventRow>>),
+    CursorsRead(u64, Option<Vec<CursorRow>>),
+    CursorsRefused(Vec<CursorRow>),
+    Done,
+}
+
+/// Routes one partition until `stop` says so, then settles what is stored.
+///
+/// # Errors
+/// When the log can't be read where it must be: an operator has to look.
+pub async fn run(
+    partition: Partition,
+    parts: Parts,
+    mut requests: impl Requests,
+    gauge: Arc<Gauge>,
+    mut stop: watch::Receiver<bool>,
+) -> Result<(), LogError> {
+    let committed = parts.log.committed(partition).await?;
+    let end = parts.log.end(partition);
+    let mut router = Router::new(partition, committed, end, parts.config.clone());
+    let mut tasks: FuturesUnordered<BoxFuture<'static, Input>> = FuturesUnordered::new();
+    let mut reading: Option<BoxFuture<'static, _>> = None;
+    let mut messages = Vec::new();
+    let mut tick = tokio::time::interval(TICK);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    tracing::info!(?committed, ?end, "routing from the committed position");
+    loop {
+        if reading.is_none() && router.wants_records() {
+            let (log, from) = (parts.log.clone(), router.next_position());
+            reading = Some(Box::pin(async move { log.read(partition, from, READ_BYTES_MAX).await }));
+        }
+        tokio::select! {
+            biased;
+            records = async { reading.as_mut().expect("guarded").await }, if reading.is_some() => {
+                reading = None;
+                router.records(records?, (parts.clock)());
+            }
+            () = requests.receive(&mut messages) => {
+                for (from, message) in messages.drain(..) {
+                    router.peer(from, message, (parts.clock)());
+                }
+            }
+            Some(input) = tasks.next(), if !tasks.is_empty() => apply(&mut router, input, &parts),
+            _ = tick.tick() => router.tick((parts.clock)()),
+            _ = stop.changed() => break,
+        }
+        perform(&mut router, partition, &parts, &mut tasks);
+        show(&router, &gauge, &parts, partition);
+    }
+    // What is accepted is in the log; the next start goes on from what is settled.
+    Ok(())
+}
+
+fn show(router: &Router, gauge: &Gauge, parts: &Parts, partition: Partition) {
+    *gauge.counters.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = router.counters;
+    let routed = router.next_position().offset;
+    gauge.routed.store(routed, Ordering::Relaxed);
+    gauge.backlog_records.store(parts.log.end(partition).offset.saturating_sub(router.settled_position().offset), Ordering::Relaxed);
+}
+
+fn apply(router: &mut Router, input: Input, parts: &Parts) {
+    let now = (parts.clock)();
+    match input {
+        Input::EventsStored(flight, ok) => router.events_stored(flight, ok, now),
+        Input::StateStored(flight, ok) => router.state_stored(flight, ok, now),
+        Input::StateRead(load, rows) => router.state_read(load, rows, now),
+        Input::SinceRead(load, rows) => router.since_read(load, rows, now),
+        Input::EventsRead(load, rows) => router.events_read(load, rows, now),
+        Input::CursorsRead(load, rows) => router.cursors_read(load, rows, now),
+        Input::CursorsRefused(rows) => router.cursors_refused(rows, now),
+        Input::Done => {}
+    }
+}
+
+/// Performs effects until there are none; what doesn't answer at once becomes a task.
+fn perform(router: &mut Router, partition: Partition, parts: &Parts, tasks: &mut FuturesUnordered<BoxFuture<'static, Input>>) {
+    loop {
+        let effects: Vec<Effect> = router.effects().collect();
+        if effects.is_empty() {
+            return;
+        }
+        for effect in effects {
+            let call = match effect {
+                Effect::Send { to, message } => {
+                    parts.peers.to_gateway(to, message);
+                    continue;
+                }
+                Effect::Broadcast(message) => {
+                    for to in parts.peers.gateways() {
+                        parts.peers.to_gateway(to, message.clone());
+                    }
+                    continue;
+                }
+                Effect::DeadLetter { position, payload } => {
+                    tracing::error!(?position, bytes = payload.len(), "a record can't be read and is set aside");
+                    continue;
+                }
+                effect => call(effect, partition, parts),
+            };
+            if let Some(input) = now_or_later(call, tasks) {
+                apply(router, input, parts);
+            }
+        }
+    }
+}
+
+fn now_or_later(mut call: BoxFuture<'static, Input>, tasks: &mut FuturesUnordered<BoxFuture<'static, Input>>) -> Option<Input> {
+    match Pin::new(&mut call).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(input) => Some(input),
+        Poll::Pending => {
+            tasks.push(call);
+            None
+        }
+    }
+}
+
+/// The answer, or nothing when it failed or didn't come in time.
+async fn within<T>(what: &'static str, call: impl Future<Output = StoreResult<T>>) -> Option<T> {
+    match tokio::time::timeout(STORE_DEADLINE, call).await {
+        Ok(Ok(value)) => Some(value),
+        Ok(Err(error)) => {
+            tracing::warn!(%error, what, "the store refused");
+            None
+        }
+        Err(_) => {
+            tracing::warn!(what, "the store did not answer in time");
+            None
+        }
+    }
+}
+
+fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'static, Input> {
+    let store = parts.store.clone();
+    match effect {
+        Effect::PutEvents { flight, rows } => {
+            Box::pin(async move { Input::EventsStored(flight, within("put events", store.put_events(partition, rows)).await.is_some()) })
+        }
+        Effect::PutState { flight, rows } => {
+            Box::pin(async move { Input::StateStored(flight, within("put state", store.put_state(partition, rows)).await.is_some()) })
+        }
+        Effect::PutCursors(rows) => Box::pin(async move {
+            match within("put cursors", store.put_cursors(partition, rows.clone())).await {
+                Some(()) => Input::Done,
+                None => Input::CursorsRefused(rows),
+            }
+        }),
+        Effect::Settle(position) => {
+            let log = parts.log.clone();
+            Box::pin(async move {
+                if let Some(durable) = within("settle", store.settle(partition, position)).await
+                    && durable > Position::default()
+                    && let Err(error) = log.commit(partition, durable).await
+                {
+                    tracing::warn!(%error, "the log's position was not committed; it will be with the next one");
+                }
+                Input::Done
+            })
+        }
+        Effect::ReadState { load, conversation, keys } => {
+            Box::pin(async move { Input::StateRead(load, within("read state", store.read_state(conversation, keys)).await) })
+        }
+        Effect::ReadSince { load, conversation, from } => {
+            Box::pin(async move { Input::SinceRead(load, within("read since", store.read_events_since(conversation, from)).await) })
+        }
+        Effect::ReadEvents { load, conversation, seqs } => Box::pin(async move {
+            let mut found = Vec::with_capacity(seqs.len());
+            for seq in seqs {
+                match within("read event", store.read_events(conversation, seq, seq, usize::MAX)).await {
+                    Some(rows) => found.extend(rows),
+                    None => return Input::EventsRead(load, None),
+                }
+            }
+            Input::EventsRead(load, Some(found))
+        }),
+        Effect::ReadCursors { load, conversation, users } => {
+            Box::pin(async move { Input::CursorsRead(load, within("read cursors", store.read_cursors(conversation, users)).await) })
+        }
+        Effect::Relayed { conversation, version } => {
+            let directory = parts.directory.clone();
+            Box::pin(async move {
+                // Not heard by the directory: the relay sends it again, and it is answered as a duplicate.
+                if let Err(error) = directory.outbox_done(conversation, version).await {
+                    tracing::warn!(%error, %conversation, version, "the directory's outbox was not told");
+                }
+                Input::Done
+            })
+        }
+        Effect::Send { .. } | Effect::Broadcast(_) | Effect::DeadLetter { .. } => unreachable!("performed by the caller"),
+    }
+}
