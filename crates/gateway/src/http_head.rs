@@ -35,7 +35,11 @@ pub fn header_room<'b>() -> HeaderRoom<'b> {
 /// Looking costs the new bytes only, so a head that comes byte by byte costs no more than one
 /// that comes whole.
 pub fn find_end(bytes: &[u8], seen: usize) -> Result<Option<usize>, HeadError> {
-    if seen == 0 && bytes.first().is_some_and(|&byte| !byte.is_ascii_uppercase()) {
+    if seen == 0
+        && bytes
+            .first()
+            .is_some_and(|&byte| !byte.is_ascii_uppercase())
+    {
         return Err(HeadError::Malformed("not an HTTP request"));
     }
     let mut at = seen;
@@ -135,7 +139,9 @@ impl<'h, 'b> RequestHead<'h, 'b> {
 
     /// Whether a comma-separated header holds `token`, compared without case.
     pub fn has_token(&self, name: &str, token: &str) -> bool {
-        self.all(name).flat_map(list).any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
+        self.all(name)
+            .flat_map(list)
+            .any(|item| item.eq_ignore_ascii_case(token.as_bytes()))
     }
 
     /// Whether the request announces a body.
@@ -147,7 +153,10 @@ impl<'h, 'b> RequestHead<'h, 'b> {
 
 /// The items of a comma-separated header value.
 pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
-    value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|item| !item.is_empty())
+    value
+        .split(|&byte| byte == b',')
+        .map(<[u8]>::trim_ascii)
+        .filter(|item| !item.is_empty())
 }
 
 /// The status line, headers and body of a refusal that ends the connection.
@@ -162,7 +171,11 @@ pub fn refusal(status: u16) -> &'static [u8] {
     }
     match status {
         403 => response!("403 Forbidden"),
-        426 => response!("426 Upgrade Required", "Upgrade: websocket", "Sec-WebSocket-Version: 13"),
+        426 => response!(
+            "426 Upgrade Required",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13"
+        ),
         429 => response!("429 Too Many Requests", "Retry-After: 5"),
         431 => response!("431 Request Header Fields Too Large"),
         503 => response!("503 Service Unavailable", "Retry-After: 5"),
@@ -185,7 +198,9 @@ mod tests {
     use super::*;
 
     fn check(bytes: &[u8]) -> Result<bool, HeadError> {
-        let Some(end) = find_end(bytes, 0)? else { return Ok(false) };
+        let Some(end) = find_end(bytes, 0)? else {
+            return Ok(false);
+        };
         RequestHead::parse(&bytes[..end], &mut header_room()).map(|_| true)
     }
 
@@ -202,16 +217,32 @@ mod tests {
         let long = |n: usize| format!("GET /{} HTTP/1.1\r\n\r\n", "a".repeat(n)).into_bytes();
         let fits = HEAD_BYTES_MAX - long(0).len();
         for (name, head, expected) in [
-            ("plain", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), Ok(())),
+            (
+                "plain",
+                b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(),
+                Ok(()),
+            ),
             ("64 headers", many(64), Ok(())),
             ("65 headers", many(65), Err(431)),
             ("8 KiB", long(fits), Ok(())),
             ("8 KiB + 1", long(fits + 1), Err(431)),
             ("endless", vec![b'A'; HEAD_BYTES_MAX], Err(431)),
             ("bare LF", b"GET / HTTP/1.1\nHost: a\n\n".to_vec(), Err(400)),
-            ("one bare LF", b"GET / HTTP/1.1\r\nHost: a\n\r\n".to_vec(), Err(400)),
-            ("obs-fold", b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n".to_vec(), Err(400)),
-            ("space before colon", b"GET / HTTP/1.1\r\nA : b\r\n\r\n".to_vec(), Err(400)),
+            (
+                "one bare LF",
+                b"GET / HTTP/1.1\r\nHost: a\n\r\n".to_vec(),
+                Err(400),
+            ),
+            (
+                "obs-fold",
+                b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n".to_vec(),
+                Err(400),
+            ),
+            (
+                "space before colon",
+                b"GET / HTTP/1.1\r\nA : b\r\n\r\n".to_vec(),
+                Err(400),
+            ),
             (
                 "CL + TE",
                 b"POST / HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -223,8 +254,16 @@ mod tests {
                 b"POST / HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\n".to_vec(),
                 Err(400),
             ),
-            ("two hosts", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_vec(), Err(400)),
-            ("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Err(400)),
+            (
+                "two hosts",
+                b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n".to_vec(),
+                Err(400),
+            ),
+            (
+                "HTTP/2 preface",
+                b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+                Err(400),
+            ),
             ("TLS hello", b"\x16\x03\x01".to_vec(), Err(400)),
             ("empty line only", b"\r\n\r\n".to_vec(), Err(400)),
         ] {

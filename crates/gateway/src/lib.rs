@@ -6,5 +6,5 @@
 
 pub mod http_head;
 pub mod tls;
-//W pub mod worker;
+pub mod worker;
 pub mod ws;

@@ -59,7 +59,10 @@ impl std::fmt::Debug for Current {
 
 impl ResolvesServerCert for Current {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let current = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let current = self
+            .0
+            .read()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
         Some(Arc::clone(&current))
     }
 }
@@ -79,7 +82,10 @@ impl Tls {
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
         config.send_tls13_tickets = 1;
         config.max_early_data_size = 0;
-        Ok(Tls { config: Arc::new(config), current })
+        Ok(Tls {
+            config: Arc::new(config),
+            current,
+        })
     }
 
     /// Replaces the certificate for all handshakes from now on; sessions that are open stay.
@@ -87,7 +93,11 @@ impl Tls {
     /// On an error the present one stays in use.
     pub fn reload(&self, certificates: &[u8], key: &[u8]) -> Result<(), TlsError> {
         let certified = certified_key(certificates, key)?;
-        *self.current.0.write().unwrap_or_else(std::sync::PoisonError::into_inner) = certified;
+        *self
+            .current
+            .0
+            .write()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = certified;
         Ok(())
     }
 
@@ -102,12 +112,17 @@ impl Tls {
 fn certified_key(certificates: &[u8], key: &[u8]) -> Result<Arc<CertifiedKey>, TlsError> {
     let chain = CertificateDer::pem_slice_iter(certificates)
         .collect::<Result<Vec<_>, _>>()
-        .map_err(|source| TlsError::Pem { what: "certificate chain", source })?;
+        .map_err(|source| TlsError::Pem {
+            what: "certificate chain",
+            source,
+        })?;
     if chain.is_empty() {
         return Err(TlsError::NoCertificate);
     }
-    let key = PrivateKeyDer::from_pem_slice(key)
-        .map_err(|source| TlsError::Pem { what: "private key", source })?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|source| TlsError::Pem {
+        what: "private key",
+        source,
+    })?;
     let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key)?;
     let certified = CertifiedKey::new(chain, key);
     certified.keys_match()?;

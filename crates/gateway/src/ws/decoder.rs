@@ -22,7 +22,11 @@ pub struct Limits {
 impl Default for Limits {
     /// 256 KiB and 1,024 fragments (security checklist, row 10).
     fn default() -> Self {
-        Limits { frame_bytes_max: 256 << 10, message_bytes_max: 256 << 10, fragments_max: 1024 }
+        Limits {
+            frame_bytes_max: 256 << 10,
+            message_bytes_max: 256 << 10,
+            fragments_max: 1024,
+        }
     }
 }
 
@@ -187,7 +191,10 @@ impl Decoder {
             if got < frame.len {
                 return Ok((used, None));
             }
-            return Ok((used, Some(whole_event(frame.opcode, &mut partial.control[..got])?)));
+            return Ok((
+                used,
+                Some(whole_event(frame.opcode, &mut partial.control[..got])?),
+            ));
         }
 
         let message = partial.message.get_or_insert_with(|| Message {
@@ -211,11 +218,21 @@ impl Decoder {
         }
         let opcode = message.opcode;
         partial.message = None;
-        Ok((used, Some(Event::Message { opcode, payload: &mut partial.buffer })))
+        Ok((
+            used,
+            Some(Event::Message {
+                opcode,
+                payload: &mut partial.buffer,
+            }),
+        ))
     }
 
     fn is_single(&self, frame: &Frame) -> bool {
-        frame.is_final && self.partial.as_deref().is_none_or(|partial| partial.message.is_none())
+        frame.is_final
+            && self
+                .partial
+                .as_deref()
+                .is_none_or(|partial| partial.message.is_none())
     }
 
     /// Takes a header from `input`, together with bytes of it that came earlier.
@@ -270,7 +287,9 @@ fn parse_header(
     buffered: usize,
     limits: &Limits,
 ) -> Result<Option<(usize, Frame)>, Violation> {
-    let Some(&first) = bytes.first() else { return Ok(None) };
+    let Some(&first) = bytes.first() else {
+        return Ok(None);
+    };
     if first & 0x70 != 0 {
         return Err(Violation::Protocol("RSV bit without an extension"));
     }
@@ -288,7 +307,9 @@ fn parse_header(
         }
         _ => {}
     }
-    let Some(&second) = bytes.get(1) else { return Ok(None) };
+    let Some(&second) = bytes.get(1) else {
+        return Ok(None);
+    };
     if second & 0x80 == 0 {
         return Err(Violation::Protocol("client frame without a mask"));
     }
@@ -299,7 +320,9 @@ fn parse_header(
     let mut cursor = Cursor::new(bytes);
     let parsed = FrameHeader::parse(&mut cursor)
         .map_err(|_| Violation::Protocol("malformed frame header"))?;
-    let Some((header, len)) = parsed else { return Ok(None) };
+    let Some((header, len)) = parsed else {
+        return Ok(None);
+    };
     let size = cursor.position() as usize;
     if header.len(len) != size {
         return Err(Violation::Protocol("length not in its shortest form"));
@@ -313,8 +336,19 @@ fn parse_header(
     {
         return Err(Violation::TooBig);
     }
-    let mask = header.mask.ok_or(Violation::Protocol("client frame without a mask"))?;
-    Ok(Some((size, Frame { opcode, is_final, mask, len, got: 0 })))
+    let mask = header
+        .mask
+        .ok_or(Violation::Protocol("client frame without a mask"))?;
+    Ok(Some((
+        size,
+        Frame {
+            opcode,
+            is_final,
+            mask,
+            len,
+            got: 0,
+        },
+    )))
 }
 
 /// The event of a frame whose payload is all there and that is no part of a fragmented message.
@@ -336,7 +370,10 @@ fn whole_event(opcode: Opcode, payload: &mut [u8]) -> Result<Event<'_>, Violatio
 fn close_event(payload: &[u8]) -> Result<Event<'_>, Violation> {
     let Some((code, reason)) = payload.split_first_chunk::<2>() else {
         return match payload.len() {
-            0 => Ok(Event::Close { code: None, reason: "" }),
+            0 => Ok(Event::Close {
+                code: None,
+                reason: "",
+            }),
             _ => Err(Violation::Protocol("close frame of one byte")),
         };
     };
@@ -345,7 +382,10 @@ fn close_event(payload: &[u8]) -> Result<Event<'_>, Violation> {
         return Err(Violation::Protocol("close code that may not be sent"));
     }
     let reason = simdutf8::basic::from_utf8(reason).map_err(|_| Violation::Utf8)?;
-    Ok(Event::Close { code: Some(code), reason })
+    Ok(Event::Close {
+        code: Some(code),
+        reason,
+    })
 }
 
 #[cfg(test)]

@@ -56,7 +56,11 @@ impl Opcode {
 const HEADER_BYTES_MAX: usize = 10;
 
 fn header(opcode: Opcode) -> FrameHeader {
-    FrameHeader { is_final: true, opcode: opcode.on_wire(), ..FrameHeader::default() }
+    FrameHeader {
+        is_final: true,
+        opcode: opcode.on_wire(),
+        ..FrameHeader::default()
+    }
 }
 
 /// A whole, final, unmasked frame: header and payload in one allocation, shared by every socket
@@ -67,7 +71,9 @@ pub fn server_frame(opcode: Opcode, payload: &[u8]) -> Bytes {
     let header = header(opcode);
     let length = payload.len() as u64;
     let mut frame = Vec::with_capacity(header.len(length) + payload.len());
-    header.format(length, &mut frame).expect("a Vec takes every write");
+    header
+        .format(length, &mut frame)
+        .expect("a Vec takes every write");
     frame.extend_from_slice(payload);
     Bytes::from(frame)
 }
@@ -137,7 +143,11 @@ mod tests {
             let mut builder = FrameBuilder::with_capacity(size);
             builder.payload().extend_from_slice(&payload);
             let frame = builder.finish(Opcode::Binary);
-            assert_eq!(frame, server_frame(Opcode::Binary, &payload), "{size} bytes");
+            assert_eq!(
+                frame,
+                server_frame(Opcode::Binary, &payload),
+                "{size} bytes"
+            );
             assert_eq!(frame[0], 0x82);
             assert_eq!(frame[1] & 0x80, 0, "a server never masks");
         }

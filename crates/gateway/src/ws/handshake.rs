@@ -102,7 +102,9 @@ impl Upgrade {
         if head.one("sec-websocket-version")? != Some(b"13") {
             return Err(Refusal::Version);
         }
-        let key = head.one("sec-websocket-key")?.ok_or(Refusal::Malformed("no key"))?;
+        let key = head
+            .one("sec-websocket-key")?
+            .ok_or(Refusal::Malformed("no key"))?;
         let accept = accept_key(key).ok_or(Refusal::Malformed("key is not 16 bytes"))?;
         // A browser always says where a page comes from; native clients say nothing. Cookies are
         // never looked at, so a request without an origin can't borrow anybody's session.
@@ -115,9 +117,17 @@ impl Upgrade {
         let subprotocol = head
             .all("sec-websocket-protocol")
             .flat_map(list)
-            .find_map(|offered| policy.subprotocols.iter().position(|p| p.as_bytes() == offered))
+            .find_map(|offered| {
+                policy
+                    .subprotocols
+                    .iter()
+                    .position(|p| p.as_bytes() == offered)
+            })
             .and_then(|index| u8::try_from(index).ok());
-        Ok(Upgrade { subprotocol, accept })
+        Ok(Upgrade {
+            subprotocol,
+            accept,
+        })
     }
 
     /// The 101 that goes before the first frame.
@@ -128,7 +138,10 @@ impl Upgrade {
               Connection: Upgrade\r\nSec-WebSocket-Accept: ",
         );
         response.extend_from_slice(&self.accept);
-        if let Some(name) = self.subprotocol.and_then(|i| policy.subprotocols.get(usize::from(i))) {
+        if let Some(name) = self
+            .subprotocol
+            .and_then(|i| policy.subprotocols.get(usize::from(i)))
+        {
             response.extend_from_slice(b"\r\nSec-WebSocket-Protocol: ");
             response.extend_from_slice(name.as_bytes());
         }
@@ -149,7 +162,11 @@ fn check_query(query: Option<&str>) -> Result<(), Refusal> {
 }
 
 fn origin_is_allowed(origin: &[u8], host: &[u8], policy: &Policy, is_tls: bool) -> bool {
-    if policy.origins.iter().any(|allowed| allowed.as_bytes() == origin) {
+    if policy
+        .origins
+        .iter()
+        .any(|allowed| allowed.as_bytes() == origin)
+    {
         return true;
     }
     let scheme: &[u8] = if is_tls { b"https://" } else { b"http://" };
@@ -187,7 +204,9 @@ mod tests {
 
     fn upgrade(request: &str) -> Result<Upgrade, u16> {
         let bytes = request.replace('\n', "\r\n").into_bytes();
-        let end = find_end(&bytes, 0).map_err(HeadError::status)?.expect("a whole head");
+        let end = find_end(&bytes, 0)
+            .map_err(HeadError::status)?
+            .expect("a whole head");
         let mut room = header_room();
         let head = RequestHead::parse(&bytes[..end], &mut room).map_err(HeadError::status)?;
         Upgrade::check(&head, &policy(), false).map_err(Refusal::status)
@@ -203,7 +222,10 @@ mod tests {
 
     #[test]
     fn the_accept_key_is_the_one_of_the_rfc() {
-        assert_eq!(&accept_key(KEY.as_bytes()).expect("a key"), b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(
+            &accept_key(KEY.as_bytes()).expect("a key"),
+            b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
     }
 
     #[test]
@@ -211,22 +233,58 @@ mod tests {
         let plain = with("");
         for (name, request, expected) in [
             ("plain", plain.clone(), None),
-            ("upper-case tokens", plain.replace("websocket", "WebSocket"), None),
+            (
+                "upper-case tokens",
+                plain.replace("websocket", "WebSocket"),
+                None,
+            ),
             ("version 8", plain.replace(": 13", ": 8"), Some(426)),
-            ("no version", plain.replace("Sec-WebSocket-Version: 13\n", ""), Some(426)),
-            ("no upgrade", plain.replace("Upgrade: websocket\n", ""), Some(426)),
-            ("not connection: upgrade", plain.replace("keep-alive, Upgrade", "close"), Some(400)),
+            (
+                "no version",
+                plain.replace("Sec-WebSocket-Version: 13\n", ""),
+                Some(426),
+            ),
+            (
+                "no upgrade",
+                plain.replace("Upgrade: websocket\n", ""),
+                Some(426),
+            ),
+            (
+                "not connection: upgrade",
+                plain.replace("keep-alive, Upgrade", "close"),
+                Some(400),
+            ),
             ("no key", plain.replace("Sec-WebSocket-Key", "X"), Some(400)),
             ("short key", plain.replace(KEY, "c2hvcnQ="), Some(400)),
-            ("key not base64", plain.replace(KEY, "!!!!!!!!!!!!!!!!!!!!!!=="), Some(400)),
-            ("two keys", with(&format!("Sec-WebSocket-Key: {KEY}\n")), Some(400)),
+            (
+                "key not base64",
+                plain.replace(KEY, "!!!!!!!!!!!!!!!!!!!!!!=="),
+                Some(400),
+            ),
+            (
+                "two keys",
+                with(&format!("Sec-WebSocket-Key: {KEY}\n")),
+                Some(400),
+            ),
             ("body", with("Content-Length: 5\n"), Some(400)),
-            ("chunked body", with("Transfer-Encoding: chunked\n"), Some(400)),
+            (
+                "chunked body",
+                with("Transfer-Encoding: chunked\n"),
+                Some(400),
+            ),
             ("HTTP/1.0", plain.replace("HTTP/1.1", "HTTP/1.0"), Some(400)),
             ("POST", plain.replace("GET", "POST"), Some(400)),
             ("no host", plain.replace("Host", "X-Host"), Some(400)),
-            ("token in the URL", plain.replace("/v1/ws", "/v1/ws?token=abc"), Some(400)),
-            ("token beside a ticket", plain.replace("/v1/ws", "/v1/ws?ticket=a&t=b"), Some(400)),
+            (
+                "token in the URL",
+                plain.replace("/v1/ws", "/v1/ws?token=abc"),
+                Some(400),
+            ),
+            (
+                "token beside a ticket",
+                plain.replace("/v1/ws", "/v1/ws?ticket=a&t=b"),
+                Some(400),
+            ),
             ("ticket", plain.replace("/v1/ws", "/v1/ws?ticket=abc"), None),
         ] {
             assert_eq!(upgrade(&request).err(), expected, "{name}");
@@ -262,14 +320,23 @@ mod tests {
         for (offer, expected) in [
             ("", None),
             ("Sec-WebSocket-Protocol: other\n", None),
-            ("Sec-WebSocket-Protocol: tidings.v1.json, tidings.v1.bin\n", Some(1)),
-            ("Sec-WebSocket-Protocol: x\nSec-WebSocket-Protocol: tidings.v1.bin\n", Some(0)),
+            (
+                "Sec-WebSocket-Protocol: tidings.v1.json, tidings.v1.bin\n",
+                Some(1),
+            ),
+            (
+                "Sec-WebSocket-Protocol: x\nSec-WebSocket-Protocol: tidings.v1.bin\n",
+                Some(0),
+            ),
         ] {
             let upgrade = upgrade(&with(offer)).expect("an upgrade");
             assert_eq!(upgrade.subprotocol, expected, "{offer:?}");
             let response = upgrade.response(&policy());
             let response = std::str::from_utf8(&response).expect("ASCII");
-            assert_eq!(response.contains("Sec-WebSocket-Protocol"), expected.is_some());
+            assert_eq!(
+                response.contains("Sec-WebSocket-Protocol"),
+                expected.is_some()
+            );
             assert!(response.ends_with("\r\n\r\n"));
         }
     }

@@ -27,7 +27,11 @@ mod tests {
     fn any_split_of_a_payload_unmasks_like_the_whole() {
         let mask = [0x11, 0x22, 0x33, 0x44];
         let plain: Vec<u8> = (0..67).collect();
-        let masked: Vec<u8> = plain.iter().enumerate().map(|(i, b)| b ^ mask[i % 4]).collect();
+        let masked: Vec<u8> = plain
+            .iter()
+            .enumerate()
+            .map(|(i, b)| b ^ mask[i % 4])
+            .collect();
         for split in 0..=masked.len() {
             let mut bytes = masked.clone();
             let (left, right) = bytes.split_at_mut(split);

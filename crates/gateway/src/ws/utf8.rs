@@ -17,7 +17,9 @@ impl Utf8 {
     /// Takes the next piece.
     pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), InvalidUtf8> {
         while self.pending_len > 0 {
-            let Some((&byte, rest)) = bytes.split_first() else { return Ok(()) };
+            let Some((&byte, rest)) = bytes.split_first() else {
+                return Ok(());
+            };
             bytes = rest;
             self.pending[usize::from(self.pending_len)] = byte;
             self.pending_len += 1;

@@ -106,7 +106,10 @@ fn forbidden_framing_is_1002_at_once() {
             "text inside a fragmented text",
             [client_frame(FIRST_TEXT, b"a"), client_frame(TEXT, b"b")].concat(),
         ),
-        ("length in a longer form", vec![BINARY, 0x80 | 126, 0, 5, 1, 2, 3, 4]),
+        (
+            "length in a longer form",
+            vec![BINARY, 0x80 | 126, 0, 5, 1, 2, 3, 4],
+        ),
     ] {
         assert_eq!(broken(&bytes), Some(1002), "{name}");
     }
@@ -128,7 +131,11 @@ fn too_big_is_1009_by_the_header_and_nothing_is_allocated() {
     let (said, decoder) = decode(&header(256 << 10), &[], &Limits::default());
     assert_eq!(said, []);
     let partial = decoder.partial.expect("an open frame");
-    assert_eq!(partial.buffer.capacity(), 0, "a claimed length allocates nothing");
+    assert_eq!(
+        partial.buffer.capacity(),
+        0,
+        "a claimed length allocates nothing"
+    );
 
     let half = vec![0; 200 << 10];
     let message = [client_frame(FIRST_BINARY, &half), client_frame(LAST, &half)].concat();
@@ -146,7 +153,10 @@ fn fragments_are_counted() {
         bytes
     };
     let (said, _) = decode(&message(1024), &[], &Limits::default());
-    assert_eq!(said.last(), Some(&Said::Message(Opcode::Text, b"az".to_vec())));
+    assert_eq!(
+        said.last(),
+        Some(&Said::Message(Opcode::Text, b"az".to_vec()))
+    );
     assert_eq!(broken(&message(1025)), Some(1009));
 }
 
@@ -154,20 +164,41 @@ fn fragments_are_counted() {
 fn bad_utf8_is_1007_before_the_frame_or_message_ends() {
     let overlong = client_frame(TEXT, b"ok \xc0\xaf and much more");
     let surrogate = client_frame(TEXT, b"\xed\xa0\x80.....");
-    for (name, bytes, bad) in [("overlong", overlong, 6 + 3), ("surrogate", surrogate, 6 + 1)] {
+    for (name, bytes, bad) in [
+        ("overlong", overlong, 6 + 3),
+        ("surrogate", surrogate, 6 + 1),
+    ] {
         let (said, _) = decode(&bytes[..bad], &[], &Limits::default());
         assert_eq!(said, [], "{name}: not yet wrong");
         assert_eq!(broken(&bytes[..=bad]), Some(1007), "{name}: wrong now");
     }
     let crab = "🦀".as_bytes();
-    let split =
-        [client_frame(FIRST_TEXT, &crab[..2]), client_frame(LAST, &crab[2..])].concat();
+    let split = [
+        client_frame(FIRST_TEXT, &crab[..2]),
+        client_frame(LAST, &crab[2..]),
+    ]
+    .concat();
     let (said, _) = decode(&split, &[], &Limits::default());
-    assert_eq!(said.last(), Some(&Said::Message(Opcode::Text, crab.to_vec())));
-    assert_eq!(broken(&client_frame(TEXT, &crab[..3])), Some(1007), "ends inside");
-    let ended = [client_frame(FIRST_TEXT, &crab[..3]), client_frame(LAST, b"")].concat();
+    assert_eq!(
+        said.last(),
+        Some(&Said::Message(Opcode::Text, crab.to_vec()))
+    );
+    assert_eq!(
+        broken(&client_frame(TEXT, &crab[..3])),
+        Some(1007),
+        "ends inside"
+    );
+    let ended = [
+        client_frame(FIRST_TEXT, &crab[..3]),
+        client_frame(LAST, b""),
+    ]
+    .concat();
     assert_eq!(broken(&ended), Some(1007), "message ends inside");
-    let across = [client_frame(FIRST_TEXT, &crab[..2]), client_frame(MIDDLE, b"x")].concat();
+    let across = [
+        client_frame(FIRST_TEXT, &crab[..2]),
+        client_frame(MIDDLE, b"x"),
+    ]
+    .concat();
     assert_eq!(broken(&across), Some(1007), "wrong across fragments");
     assert_eq!(broken(&client_frame(BINARY, b"\xff")), None);
 }
@@ -175,7 +206,19 @@ fn bad_utf8_is_1007_before_the_frame_or_message_ends() {
 #[test]
 fn close_codes_that_may_not_be_sent_are_1002() {
     let close = |code: u16| client_frame(CLOSE, &code.to_be_bytes());
-    for code in [0, 999, 1004, 1005, 1006, 1015, 1016, 2000, 2999, 5000, u16::MAX] {
+    for code in [
+        0,
+        999,
+        1004,
+        1005,
+        1006,
+        1015,
+        1016,
+        2000,
+        2999,
+        5000,
+        u16::MAX,
+    ] {
         assert_eq!(broken(&close(code)), Some(1002), "{code}");
     }
     for code in [1000, 1001, 1003, 1007, 1012, 1014, 3000, 4000, 4999] {

@@ -1,0 +1,162 @@
+//! Admission and health, shared by the workers of a process. Touched when connections come, prove
+//! who they are, and go; never on a message's way.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use super::config::PoolLimits;
+
+/// The connections of all workers, counted.
+#[derive(Debug)]
+pub struct Pool {
+    limits: PoolLimits,
+    connections: AtomicUsize,
+    unauthenticated: AtomicUsize,
+    /// Bounded by `unauthenticated`; the map's hash is keyed, so addresses can't be made to collide.
+    per_ip: Mutex<HashMap<IpAddr, u32>>,
+    unhealthy: AtomicBool,
+}
+
+/// The address that counts towards the limit per address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unproven {
+    /// Counted in both limits for the unauthenticated.
+    Counted(IpAddr),
+    /// A loopback peer that the configuration exempts.
+    Exempt,
+}
+
+impl Pool {
+    /// An empty pool.
+    pub fn new(limits: PoolLimits) -> Self {
+        Pool {
+            limits,
+            connections: AtomicUsize::new(0),
+            unauthenticated: AtomicUsize::new(0),
+            per_ip: Mutex::default(),
+            unhealthy: AtomicBool::new(false),
+        }
+    }
+
+    /// Connections that are open now.
+    pub fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// Of these, the ones that haven't authenticated (exempt ones aside).
+    pub fn unauthenticated(&self) -> usize {
+        self.unauthenticated.load(Ordering::Relaxed)
+    }
+
+    /// Whether a worker saw more than 100 panics within a minute. Stays set: only a restart
+    /// brings back a state that can be trusted.
+    pub fn is_unhealthy(&self) -> bool {
+        self.unhealthy.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_unhealthy(&self) {
+        self.unhealthy.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts a new connection, or names the status it is refused with.
+    pub(super) fn admit(&self, ip: IpAddr) -> Result<Unproven, u16> {
+        let ip = ip.to_canonical();
+        if self.connections.fetch_add(1, Ordering::Relaxed) >= self.limits.connections_max {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+            return Err(503);
+        }
+        if self.limits.exempt_loopback && ip.is_loopback() {
+            return Ok(Unproven::Exempt);
+        }
+        if self.unauthenticated.fetch_add(1, Ordering::Relaxed) >= self.limits.unauthenticated_max {
+            self.unauthenticated.fetch_sub(1, Ordering::Relaxed);
+            self.leave();
+            return Err(503);
+        }
+        let key = network(ip);
+        let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = per_ip.entry(key).or_default();
+        if *count >= self.limits.unauthenticated_per_ip_max {
+            drop(per_ip);
+            self.unauthenticated.fetch_sub(1, Ordering::Relaxed);
+            self.leave();
+            return Err(429);
+        }
+        *count += 1;
+        Ok(Unproven::Counted(key))
+    }
+
+    /// A connection is no longer unauthenticated.
+    pub(super) fn proven(&self, unproven: Unproven) {
+        let Unproven::Counted(key) = unproven else {
+            return;
+        };
+        self.unauthenticated.fetch_sub(1, Ordering::Relaxed);
+        let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = per_ip.get_mut(&key) {
+            *count -= 1;
+            if *count == 0 {
+                per_ip.remove(&key);
+            }
+        }
+    }
+
+    /// A connection is gone, or no longer a worker's.
+    pub(super) fn leave(&self) {
+        self.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// One customer's IPv6 network is one address: within a /64 anybody has as many as he likes.
+fn network(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(_) => ip,
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn each_limit_refuses_with_its_status_and_gives_back_what_it_counted() {
+        let limits = PoolLimits {
+            unauthenticated_per_ip_max: 2,
+            ..PoolLimits::of(40)
+        };
+        let pool = Pool::new(limits);
+        let first = pool.admit(ip("10.0.0.1")).expect("first");
+        pool.admit(ip("::ffff:10.0.0.1"))
+            .expect("the same address, second");
+        assert_eq!(pool.admit(ip("10.0.0.1")), Err(429));
+        pool.admit(ip("2001:db8::1")).expect("another");
+        pool.admit(ip("2001:db8::ffff")).expect("its neighbour");
+        assert_eq!(pool.admit(ip("10.0.0.2")), Err(503), "4 of 40 is a tenth");
+        assert_eq!((pool.connections(), pool.unauthenticated()), (4, 4));
+
+        pool.proven(first);
+        assert_eq!(pool.admit(ip("2001:db8::2")), Err(429));
+        pool.admit(ip("10.0.0.1")).expect("room again");
+        assert_eq!((pool.connections(), pool.unauthenticated()), (5, 4));
+    }
+
+    #[test]
+    fn loopback_is_exempt_when_told_so_but_not_from_the_whole() {
+        let limits = PoolLimits {
+            exempt_loopback: true,
+            ..PoolLimits::of(30)
+        };
+        let pool = Pool::new(limits);
+        for _ in 0..30 {
+            assert_eq!(pool.admit(ip("127.0.0.9")), Ok(Unproven::Exempt));
+        }
+        assert_eq!(pool.admit(ip("127.0.0.1")), Err(503));
+    }
+}
