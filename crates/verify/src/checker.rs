@@ -232,16 +232,18 @@ impl Checker {
             .entry(key)
             .or_default();
         let message = stream.messages.slot(send.counter).get_or_insert_default();
-        match &message.sent {
+        match &mut message.sent {
             None => {
                 message.sent = Some(sent);
                 self.report.messages += 1;
             }
-            Some(first) if first.id == sent.id => {}
+            // Recorded again: it was numbered the first time.
+            Some(first) if first.id == sent.id => first.at = first.at.min(sent.at),
             Some(_) => {
                 let also = stream.also.entry(send.counter).or_default();
-                if also.iter().all(|other| other.id != sent.id) {
-                    also.push(sent);
+                match also.iter_mut().find(|other| other.id == sent.id) {
+                    Some(other) => other.at = other.at.min(sent.at),
+                    None => also.push(sent),
                 }
             }
         }

@@ -292,6 +292,9 @@ pub struct Cursor {
 }
 
 /// The server told `device` how far `user` has come.
+///
+/// It may not be ahead of what that user's devices were shown, so a user of whom any device is
+/// recorded must have all of them recorded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Receipt {
     /// When, in microseconds.

@@ -278,10 +278,13 @@ pub(crate) fn name_ghosts(
     }
     let mut sent: HashMap<u64, (u64, StreamKey, u64, &Sent)> = HashMap::new();
     for (&id, conversation) in conversations {
-        for (&key, stream) in &conversation.streams {
+        // In a fixed order, so that the same history gives the same report.
+        let mut streams: Vec<_> = conversation.streams.iter().collect();
+        streams.sort_unstable_by_key(|(key, _)| **key);
+        for (&key, stream) in streams {
             for (counter, _) in stream.messages.iter() {
                 for one in stream.sent(counter) {
-                    sent.insert(one.id, (id, key, counter, one));
+                    sent.entry(one.id).or_insert((id, key, counter, one));
                 }
             }
         }

@@ -70,6 +70,16 @@ impl Reference {
             .find(|a| (a.user, a.sender, a.grant, a.counter) == sent_key(s))
     }
 
+    /// The seq that an answer tells, unless one before it told of the same counter.
+    fn named_first(&self, index: usize) -> Option<u64> {
+        let of = |a: &history::Ack| (a.user, a.sender, a.grant, a.counter);
+        let ack = &self.acks[index];
+        self.acks[..index]
+            .iter()
+            .all(|a| of(a) != of(ack))
+            .then_some(ack.seq)
+    }
+
     fn acked_at(&self, s: &history::Send) -> Option<u64> {
         let covers = |a: &&history::Ack| {
             (a.user, a.sender, a.grant) == (s.user, s.sender, s.grant) && a.counter >= s.counter
@@ -158,6 +168,15 @@ impl Reference {
             .or_else(|| self.exact(s).map(|a| (a.seq, a.id)))
     }
 
+    /// When it was numbered first.
+    fn numbered_at(&self, s: &history::Send) -> u64 {
+        let same = self
+            .sends
+            .iter()
+            .filter(|o| sent_key(o) == sent_key(s) && o.id == s.id);
+        same.map(|o| o.at).min().unwrap_or(s.at)
+    }
+
     fn ack_order(&self) -> bool {
         self.sends.iter().any(|a| {
             self.sends.iter().any(|b| {
@@ -166,7 +185,7 @@ impl Reference {
                 else {
                     return false;
                 };
-                at_b.1 == b.id && acked < b.at && at_a.0 > at_b.0
+                at_b.1 == b.id && acked < self.numbered_at(b) && at_a.0 > at_b.0
             })
         })
     }
@@ -208,7 +227,7 @@ impl Reference {
                 found[0] |= seq < last;
                 found[1] |= seq > last && ended.max(synced) >= Some(seq);
                 let exists = self.shown.iter().any(|d| d.seq == seq)
-                    || self.acks.iter().any(|a| a.seq == seq);
+                    || (0..self.acks.len()).any(|index| self.named_first(index) == Some(seq));
                 found[2] |= synced >= Some(seq) && exists;
             }
         }
@@ -343,7 +362,7 @@ fn fault(history: &mut Vec<Record>, what: u8, place: usize, other: usize, by: u6
         _ => match &mut history[place] {
             Record::Send(send) if by.is_multiple_of(2) => send.at = by * 100,
             Record::Send(send) => send.id += by,
-            Record::Ack(ack) if by.is_multiple_of(2) => ack.seq = by,
+            Record::Ack(ack) if by.is_multiple_of(2) => ack.seq = by.max(1),
             Record::Ack(ack) => ack.at = ack.at.saturating_sub(by * 100),
             Record::Deliver(deliver) => match by % 4 {
                 0 => deliver.seq = by.max(1),
