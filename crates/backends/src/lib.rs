@@ -1,4 +1,6 @@
 //! Implementations of the core's ports, one module a technology.
 
+pub mod disk;
+pub mod file_log;
 pub mod folder;
 pub mod sqlite;
