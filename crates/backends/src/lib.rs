@@ -3,4 +3,5 @@
 pub mod disk;
 pub mod file_log;
 pub mod folder;
+pub mod lsm;
 pub mod sqlite;
