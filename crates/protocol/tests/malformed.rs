@@ -518,6 +518,7 @@ fn a_body_is_one_zstd_frame_and_nothing_else() {
         &two[..],
         &skippable,
         &followed,
+        &followed[one.len()..],
         &trailing,
         &one[..one.len() - 1],
         b"",
