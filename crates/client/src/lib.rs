@@ -1,1 +1,13 @@
 //! The client library: durable outbox, sync, gap repair, cursors, both formats.
+//!
+//! - [`ClientCore`] is the client without I/O: inputs (a call of the user, a frame, the
+//!   time) go in, [`Output`]s come out. A simulation runs the same code as a real client.
+
+mod client_core;
+mod saved;
+
+pub use client_core::{
+    AppEvent, ClientCore, Config, ConversationInfo, FailReason, LocalId, Mode, Output, Random,
+    SendError, StoredBy,
+};
+pub use saved::{Cursor, Doubt, Lane, PersistOp, Queued, Refused, Saved};

@@ -1,0 +1,287 @@
+//! Finding out from the history what became of messages.
+//!
+//! Four things need it: an outbox that is a copy, a sender id that the server may have
+//! forgotten, a grant that ended while a gateway refuses to ask the router, and a replaced
+//! message of which either form may have been accepted. A lookup reads every seq from the
+//! last one known to be this lane's up to the head that the answer named; nothing of the
+//! old lineage can be accepted after that head, so what isn't found never was.
+
+use std::collections::BTreeMap;
+
+use tidings_protocol::wire;
+
+use super::{AppEvent, ClientCore, FailReason, LocalId, PENDING_MAX, Purpose, SECOND};
+use crate::saved::PersistOp;
+
+/// A page that could not be had is asked for again after this, doubled up to half a minute.
+const RETRY_FIRST: u64 = SECOND;
+const RETRY_LAST: u64 = 30 * SECOND;
+
+/// Why the history is looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// The outbox is a copy; `stale`: the other one uses a later grant.
+    Copy { stale: bool },
+    /// No answer for so long that the server may not know the sender id any more.
+    Expired,
+    /// The grant has ended and a gateway lets no send through that would bring the answer.
+    Ended,
+    /// Which form of a replaced message was accepted.
+    Doubts,
+}
+
+/// A reading of the history under way.
+#[derive(Debug)]
+pub(super) struct Lookup {
+    why: Why,
+    /// The next seq to read.
+    at: u64,
+    /// The last one.
+    to: u64,
+    asked: bool,
+    retry_at: u64,
+    failures: u32,
+    /// What was found of the lane's messages.
+    found: BTreeMap<u64, wire::Event>,
+    /// Some seqs in the range are hidden from the user.
+    hidden: bool,
+    /// The event that ended the lane's grant was seen.
+    ended: bool,
+}
+
+impl Lookup {
+    pub(super) fn why(&self) -> Why {
+        self.why
+    }
+
+    /// Whether it ends with a fresh sender id: then no answer to the old one counts.
+    pub(super) fn leaves_sender(&self) -> bool {
+        matches!(self.why, Why::Copy { .. } | Why::Expired)
+    }
+
+    pub(super) fn retry_at(&self) -> Option<u64> {
+        (!self.asked).then_some(self.retry_at)
+    }
+}
+
+impl ClientCore {
+    /// Begins to look, unless a weightier look is under way.
+    pub(super) fn look_up(&mut self, now: u64, conversation: u64, why: Why, to: u64) {
+        let Some(lane) = self.saved.lanes.get(&conversation) else {
+            return;
+        };
+        let (grant, mut at) = (lane.grant, lane.floor() + 1);
+        if why == Why::Doubts {
+            at = lane.doubts.iter().map(|d| d.from).min().unwrap_or(at);
+        }
+        let flow = self.flow(conversation);
+        if flow
+            .lookup
+            .as_ref()
+            .is_some_and(|l| l.leaves_sender() || l.why == why)
+        {
+            return;
+        }
+        flow.lookup = Some(Lookup {
+            why,
+            at,
+            to,
+            asked: false,
+            retry_at: now,
+            failures: 0,
+            found: BTreeMap::new(),
+            hidden: false,
+            ended: false,
+        });
+        if why == (Why::Copy { stale: true }) {
+            self.grant_ended(now, conversation, grant);
+        }
+        self.recount(conversation);
+        self.tick_lookup(now, conversation);
+    }
+
+    /// Looks for replaced messages that are in doubt.
+    pub(super) fn look_into_doubts(&mut self, now: u64) {
+        let doubtful: Vec<(u64, u64)> = (self.busy.iter())
+            .filter_map(|&c| {
+                let lane = self.saved.lanes.get(&c)?;
+                lane.doubts
+                    .iter()
+                    .map(|d| d.below)
+                    .max()
+                    .map(|below| (c, below))
+            })
+            .collect();
+        for (conversation, below) in doubtful {
+            if self.flow(conversation).lookup.is_none() {
+                self.look_up(now, conversation, Why::Doubts, below.saturating_sub(1));
+            }
+        }
+    }
+
+    pub(super) fn tick_lookup(&mut self, now: u64, conversation: u64) {
+        if !self.link.ready() {
+            return;
+        }
+        let page_max = self.page_max();
+        let crowded = self.pending.len() >= PENDING_MAX;
+        let Some(lookup) = &mut self.flow(conversation).lookup else {
+            return;
+        };
+        if lookup.asked || lookup.retry_at > now {
+            return;
+        }
+        if lookup.at > lookup.to {
+            self.finish_lookup(now, conversation);
+            return;
+        }
+        if crowded {
+            lookup.retry_at = now + RETRY_FIRST;
+            return;
+        }
+        lookup.asked = true;
+        let after = lookup.at - 1;
+        self.ask_page(now, Purpose::Lookup, conversation, after, page_max);
+    }
+
+    pub(super) fn lookup_failed(&mut self, now: u64, conversation: u64, retry_after: u64) {
+        if let Some(lookup) = &mut self.flow(conversation).lookup {
+            let delay = (RETRY_FIRST << lookup.failures.min(10)).min(RETRY_LAST);
+            lookup.failures += 1;
+            lookup.asked = false;
+            lookup.retry_at = now + delay.max(retry_after);
+        }
+    }
+
+    pub(super) fn lookup_page(&mut self, now: u64, page: &wire::HistoryPage) {
+        let conversation = page.conversation;
+        let user = self.user;
+        let Some(lane) = self.saved.lanes.get(&conversation) else {
+            return;
+        };
+        let flow = self.flows.entry(conversation).or_default();
+        let Some(lookup) = flow.lookup.as_mut() else {
+            return;
+        };
+        if page.from > lookup.at || page.to < lookup.at {
+            self.lookup_failed(now, conversation, 0);
+            return;
+        }
+        let last = page.to.min(lookup.to);
+        let mut seen = 0;
+        for event in page
+            .events
+            .iter()
+            .filter(|e| (lookup.at..=last).contains(&e.seq))
+        {
+            seen += 1;
+            let changes = event.members.iter().flat_map(|m| &m.changes);
+            lookup.ended |= changes
+                .into_iter()
+                .any(|c| c.user == user && c.ended != 0 && c.ended == lane.grant);
+            if event.user == user
+                && let Some(message) = lane.queue.iter().find(|m| m.has_id(event.id))
+            {
+                lookup.found.insert(message.local, event.clone());
+            }
+        }
+        lookup.hidden |= seen < last + 1 - lookup.at;
+        lookup.at = page.to + 1;
+        lookup.asked = false;
+        lookup.retry_at = now;
+        lookup.failures = 0;
+        for event in &page.events {
+            self.examine(now, event);
+        }
+        self.tick_lookup(now, conversation);
+    }
+
+    fn finish_lookup(&mut self, now: u64, conversation: u64) {
+        let Some(lookup) = self.flow(conversation).lookup.take() else {
+            return;
+        };
+        match lookup.why {
+            Why::Copy { .. } | Why::Expired => self.take_fresh_sender(conversation, &lookup),
+            Why::Ended => {
+                // Its own messages were taken as answers while reading. What is hidden could
+                // hold more of them, and without the event that ended the grant nothing is
+                // certain; then the router's word is waited for.
+                if lookup.ended && !lookup.hidden {
+                    self.over(now, conversation);
+                }
+            }
+            Why::Doubts => {
+                let lane = self.saved.lanes.get(&conversation);
+                let left: Vec<u64> = lane
+                    .map(|l| l.doubts.iter().filter(|d| d.below <= lookup.to + 1))
+                    .into_iter()
+                    .flatten()
+                    .map(|d| d.local)
+                    .collect();
+                for local in left {
+                    self.settle(conversation, local);
+                    self.app(AppEvent::Unknown {
+                        conversation,
+                        local: LocalId(local),
+                    });
+                }
+                self.look_into_doubts(now);
+            }
+        }
+        self.pump(now, conversation);
+    }
+
+    /// Leaves the sender id: what was found is sent, the rest is numbered anew.
+    fn take_fresh_sender(&mut self, conversation: u64, lookup: &Lookup) {
+        enum Fate {
+            Sent(wire::Event),
+            Failed(String),
+            Unknown,
+        }
+        let Some(lane) = self.saved.lanes.get(&conversation) else {
+            return;
+        };
+        let old = lane.sender;
+        let mut fates = Vec::new();
+        for (place, message) in lane.queue.iter().enumerate() {
+            let fate = match (lookup.found.get(&message.local), &message.refused) {
+                (Some(event), _) if event.id == message.id => Fate::Sent(event.clone()),
+                // Neither form was or will be accepted under the old sender id, or the empty one was.
+                (_, Some(refused)) => Fate::Failed(refused.code.clone()),
+                // The hidden part may hold it: twice would be worse than saying so.
+                (None, None) if lookup.hidden && place < lane.numbered => Fate::Unknown,
+                _ => continue,
+            };
+            fates.push((message.local, message.body.len(), fate));
+        }
+        let decided = fates.iter().map(|(local, ..)| *local).collect();
+        let new = self.random_id();
+        self.persist(PersistOp::Fresh {
+            conversation,
+            sender: new,
+            decided,
+        });
+        for (local, bytes, fate) in fates {
+            self.leaves(bytes);
+            match fate {
+                Fate::Sent(event) => self.sent(conversation, local, &event),
+                Fate::Failed(code) => self.fail(conversation, local, FailReason::Refused(code)),
+                Fate::Unknown => {
+                    self.app(AppEvent::Unknown {
+                        conversation,
+                        local: LocalId(local),
+                    });
+                }
+            }
+        }
+        if matches!(lookup.why, Why::Copy { .. }) {
+            self.app(AppEvent::CopyNoticed {
+                conversation,
+                old,
+                new,
+            });
+        }
+        self.recount(conversation);
+        self.still_busy(conversation);
+    }
+}
