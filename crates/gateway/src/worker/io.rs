@@ -17,7 +17,7 @@ use slab::Slab;
 
 use super::config::WorkerConfig;
 use super::conn::{
-    Backlog, Conn, DIRTY, OVERFLOW_UNTOLD, OVERFLOWED, PAUSED, PEER_GONE, Phase, READABLE,
+    AGAIN, Backlog, Conn, DIRTY, OVERFLOW_UNTOLD, OVERFLOWED, PAUSED, PEER_GONE, Phase, READABLE,
     UNCOUNTED, Written,
 };
 use super::handler::{CloseReason, Token};
@@ -33,10 +33,8 @@ struct Due {
     next: u32,
 }
 
-/// So many notes are written before the turn ends.
+/// So many notes are written before the turn ends. Their memory (under 1 MB) is kept.
 const DUE_MAX: usize = 16 << 10;
-/// The notes' memory above this is given back after a burst.
-const DUE_KEPT: usize = 4 << 10;
 
 /// What a handler is told when no other call of it is running.
 pub(super) enum Notice {
@@ -154,7 +152,7 @@ impl Io {
             && conn.has(PAUSED)
         {
             conn.set(PAUSED, false);
-            self.again.push_back(token);
+            self.read_again(token);
         }
     }
 
@@ -267,6 +265,11 @@ impl Io {
     pub(super) fn until_tick_ms(&self) -> u64 {
         let next = u64::from(self.now_tick + 1) * u64::from(self.config.tick_ms);
         next.saturating_sub(self.now_ms())
+    }
+
+    /// Whether the next turn must not wait for an edge.
+    pub(super) fn has_work(&self) -> bool {
+        !(self.again.is_empty() && self.notices.is_empty() && self.dirty.is_empty())
     }
 
     /// Moves on to the tick of the clock, and says whether that is a later one.
@@ -409,6 +412,16 @@ impl Io {
         }
     }
 
+    /// Puts a connection on the list of those to be read without an edge, once.
+    pub(super) fn read_again(&mut self, token: Token) {
+        if let Some(conn) = self.conn_mut(token)
+            && !conn.has(AGAIN)
+        {
+            conn.set(AGAIN, true);
+            self.again.push_back(token);
+        }
+    }
+
     pub(super) fn pong(&mut self, token: Token, payload: &[u8]) {
         // A client that doesn't read its pongs gets no more of them (RFC 6455 section 5.5.3 lets
         // a server answer the latest ping only).
@@ -458,7 +471,7 @@ impl Io {
         }
         if unread {
             let token = self.token_of(slot);
-            self.again.push_back(token);
+            self.read_again(token);
         }
         self.set_phase_deadline(slot, self.config.linger_ms);
     }
@@ -547,8 +560,6 @@ impl Io {
         }
         self.dirty = dirty;
         self.due.clear();
-        self.due.shrink_to(DUE_KEPT);
-        self.dirty.shrink_to(DUE_KEPT);
     }
 
     fn flush_one(&mut self, slot: usize) {

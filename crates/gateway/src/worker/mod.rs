@@ -177,7 +177,7 @@ impl<H: Handler> Worker<H> {
     }
 
     fn sleep_ms(&self) -> u64 {
-        if !self.io.again.is_empty() || !self.io.notices.is_empty() {
+        if self.io.has_work() {
             return 0;
         }
         let accept = self
@@ -359,6 +359,3 @@ impl<H: Handler> Worker<H> {
         self.register(slot);
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -4,7 +4,7 @@ use std::io::{ErrorKind, Read};
 
 use bytes::Bytes;
 
-use super::conn::{PAUSED, Phase, READABLE};
+use super::conn::{AGAIN, PAUSED, Phase, READABLE};
 use super::handler::{CloseReason, HandedOver, Handler, OpenInfo, Token};
 use super::stats::add;
 use super::{Worker, conn};
@@ -30,7 +30,9 @@ impl<H: Handler> Worker<H> {
             // client may say goodbye and hang up in one breath.
             conn.set(PAUSED, false);
         }
-        if event.is_readable() || event.is_read_closed() || event.is_error() {
+        // One that is on the list has its share of this turn there.
+        let waits = conn.has(AGAIN);
+        if !waits && (event.is_readable() || event.is_read_closed() || event.is_error()) {
             self.read(token, event.is_read_closed() || event.is_error());
         }
     }
@@ -40,6 +42,7 @@ impl<H: Handler> Worker<H> {
         let Some(conn) = self.io.conn_mut(token) else {
             return;
         };
+        conn.set(AGAIN, false);
         let stash = match &mut conn.rare {
             Some(rare) if conn.phase == Phase::Open => std::mem::take(&mut rare.received),
             _ => Vec::new(),
@@ -72,7 +75,7 @@ impl<H: Handler> Worker<H> {
                 break;
             }
             if left == 0 {
-                self.io.again.push_back(token);
+                self.io.read_again(token);
                 break;
             }
             match conn.stream.read(&mut scratch) {
@@ -121,14 +124,11 @@ impl<H: Handler> Worker<H> {
 
     fn received_tls(&mut self, token: Token, mut bytes: &[u8]) {
         let mut plain = std::mem::take(&mut self.plain);
-        loop {
-            let Some(tls) = self
-                .io
-                .conn_mut(token)
-                .and_then(|conn| conn.tls.as_deref_mut())
-            else {
-                break;
-            };
+        while let Some(tls) = self
+            .io
+            .conn_mut(token)
+            .and_then(|conn| conn.tls.as_deref_mut())
+        {
             let fed = bytes.is_empty() || matches!(tls.read_tls(&mut bytes), Ok(n) if n > 0);
             let processed = tls.process_new_packets();
             // Answers, tickets and, on an error, the alert that says which.
