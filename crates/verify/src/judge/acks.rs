@@ -190,7 +190,8 @@ impl Case<'_> {
             };
             let Some(end) = view.ended else { continue };
             let events = self.find(key, counter);
-            let saw_it = |shown: &Shown| shown.event.id == sent.id && view.seen.contains(shown.seq);
+            let has = |seq| view.seen.contains(seq) || view.kept.contains(seq);
+            let saw_it = |shown: &Shown| shown.event.id == sent.id && has(shown.seq);
             if stream.given_up(counter, sent.id).is_some() || events.iter().any(saw_it) {
                 continue;
             }
