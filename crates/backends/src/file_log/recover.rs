@@ -137,7 +137,7 @@ pub(super) fn recover(disk: &dyn Disk, salt_if_new: u64) -> Result<Recovered, Op
         }
     }
 
-    if firsts.is_empty() && saved > 0 {
+    if firsts.is_empty() && saved.max(headless.unwrap_or(0)) > 0 {
         return Err(OpenError::Damaged(format!(
             "records up to {saved} were committed, but there is no segment"
         )));
@@ -185,7 +185,9 @@ pub(super) fn recover(disk: &dyn Disk, salt_if_new: u64) -> Result<Recovered, Op
             "records up to {committed} were committed, but it holds {first} to {end}"
         )));
     }
-    if let Some(next) = headless {
+    // The very first segment was just made anew under the same name.
+    let made_anew = headless.is_some() && firsts.is_empty();
+    if let Some(next) = headless.filter(|_| !made_anew) {
         if next != end {
             return Err(OpenError::Damaged(format!(
                 "a segment was begun at {next}, but records end at {end}"
