@@ -6,6 +6,7 @@
 //! 4. After a failed sync nothing is synced or reported any more.
 //! 5. A segment is removed only when the durable committed position lies behind it.
 
+use std::cell::Cell;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -56,6 +57,7 @@ impl Writer {
             queue: Arc::clone(&self.queue),
             published: Arc::clone(&self.published),
             metrics: Arc::clone(&self.metrics),
+            told: Cell::new(false),
         };
         let why = loop {
             let turn = self.queue.next(
@@ -263,10 +265,14 @@ struct DeathWatch {
     queue: Arc<Queue>,
     published: Arc<Published>,
     metrics: Arc<Metrics>,
+    told: Cell<bool>,
 }
 
 impl DeathWatch {
     fn die(&self, why: &str) {
+        if self.told.replace(true) {
+            return;
+        }
         self.queue.close(why);
         self.published.close(why);
         (self.parts.fatal)(why);
