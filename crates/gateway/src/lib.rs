@@ -5,6 +5,7 @@
 //! only through [`worker::Handler`] and [`worker::Io`].
 
 pub mod http_head;
+pub mod logic;
 pub mod tls;
 pub mod worker;
 pub mod ws;

@@ -35,8 +35,6 @@ pub(super) const AUTHENTICATING: u16 = 1 << 5;
 pub(super) const OPENED: u16 = 1 << 6;
 /// Its conversations are to be opened again, as something may have been missed.
 pub(super) const REFRESH: u16 = 1 << 7;
-/// Told to come back elsewhere.
-pub(super) const DRAINING: u16 = 1 << 8;
 
 /// A session's place in one conversation: indices into the index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,8 +89,6 @@ pub(super) struct Rare {
     pub auth_ref: u64,
     /// Since when the session is lagging.
     pub lagging_since: Micros,
-    /// When `lagging` may be told again.
-    pub drained: bool,
 }
 
 /// The most commands that wait for the opening of a session's conversations.

@@ -125,6 +125,12 @@ pub trait Handler {
         let _ = io;
     }
 
+    /// Everything that came in this turn has been told; what is sent now is still written in it.
+    /// Called once or a few times a turn.
+    fn on_turn_end(&mut self, io: &mut Io) {
+        let _ = io;
+    }
+
     /// A tick passed (several, if the machine slept).
     fn on_tick(&mut self, io: &mut Io) {
         let _ = io;

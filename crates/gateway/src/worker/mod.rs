@@ -218,6 +218,7 @@ impl<H: Handler> Worker<H> {
         }
         for _ in 0..NOTICE_ROUNDS {
             self.notify();
+            self.guarded(None, |handler, io| handler.on_turn_end(io));
             self.io.flush();
             if self.io.closed.is_empty() && self.io.notices.is_empty() {
                 break;

@@ -1,0 +1,262 @@
+//! Events to sessions: one encoding a format, one compare and one send a session.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidings_core::ids::{ConversationId, Seq, SessionId, UserId};
+use tidings_core::ports::peers::Handed;
+use tidings_core::record::Role;
+use tidings_core::rows::EventRow;
+use tidings_protocol::Format;
+
+use super::index::{GATED, Gap, HELD_MAX, HOLE, Held, JSON, stamp};
+use super::metrics::add;
+use super::opening::OpenFor;
+use super::outbound::{Outbound, Slot};
+use super::reads::ReadFor;
+use super::session::{NOBODY, READY, SYNCED, seconds};
+use super::{GatewayCore, frames};
+
+/// A gap up to here is read and pushed; behind a larger one the sessions sync, which gives each
+/// the newest page first.
+const GAP_READ_MAX: Seq = 2_000;
+
+/// Events of a gap read at once.
+const GAP_PAGE: Seq = 500;
+const GAP_BYTES: usize = 256 << 10;
+
+impl GatewayCore {
+    /// A committed event came from a router: once, twice, or after a later one.
+    pub(super) fn event<O: Outbound>(&mut self, out: &mut O, row: Arc<EventRow>, except: SessionId) {
+        if let Some(members) = &row.members {
+            out.members_changed(&mut members.changes.iter().map(|change| change.user));
+        }
+        let (conversation, seq) = (row.conversation, row.seq);
+        let Some(at) = self.index.find(conversation) else {
+            self.handed.push(Handed { conversation, seq });
+            return self.members_event(out, &row);
+        };
+        let c = self.index.get_mut(at);
+        if seq <= c.head_seen {
+            self.handed.push(Handed { conversation, seq });
+        } else if seq == c.head_seen + 1 {
+            self.deliver(out, at, &row, except);
+            self.go_on(out, conversation);
+        } else {
+            add(&self.metrics.gaps, u64::from(c.gap.is_none()));
+            let gap = c.gap.get_or_insert_with(Box::<Gap>::default);
+            gap.known = gap.known.max(seq);
+            hold(&mut gap.held, Held { row, except });
+            self.fetch_gap(out, conversation);
+        }
+    }
+
+    /// Hands the next event to the sessions of its conversation.
+    fn deliver<O: Outbound>(&mut self, out: &mut O, at: u32, row: &EventRow, except: SessionId) {
+        let except = self.sessions.slot_of(except).unwrap_or(NOBODY);
+        let (seq, stamp) = (row.seq, stamp(self.now));
+        let conversation = self.index.get_mut(at);
+        conversation.head_seen = seq;
+        conversation.moved = seconds(self.now);
+        let mut frames: [Option<Bytes>; 2] = [None, None];
+        let mut sent = 0;
+        for member in conversation.members.as_mut_slice() {
+            if member.flags & GATED != 0 || member.slot == except || member.covered >= seq {
+                continue;
+            }
+            if member.since == 0 && member.flags & HOLE == 0 {
+                member.since = stamp;
+            }
+            let json = member.flags & JSON != 0;
+            let frame = match &mut frames[usize::from(json)] {
+                Some(frame) => frame,
+                empty => empty.insert(frames::event_frame(if json { Format::Json } else { Format::Proto }, row)),
+            };
+            out.send(member.slot, frame);
+            sent += 1;
+        }
+        add(&self.metrics.deliveries, sent);
+        add(&self.metrics.fanned_out, 1);
+        add(&self.metrics.encoded, frames.iter().flatten().count() as u64);
+        self.handed.push(Handed { conversation: row.conversation, seq });
+        tracing::debug!(conversation = %row.conversation, seq, sessions = sent, "event fanned out");
+        self.members_event(out, row);
+    }
+
+    /// After a delivery: events that waited for it, and what is still missing.
+    fn go_on<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId) {
+        loop {
+            // Each delivery may have taken the last session out.
+            let Some(at) = self.index.find(conversation) else { return };
+            let c = self.index.get_mut(at);
+            let Some(gap) = &mut c.gap else { return };
+            while gap.held.front().is_some_and(|held| held.row.seq <= c.head_seen) {
+                gap.held.pop_front();
+            }
+            if gap.held.front().is_some_and(|held| held.row.seq == c.head_seen + 1) {
+                if let Some(held) = gap.held.pop_front() {
+                    self.deliver(out, at, &held.row, held.except);
+                }
+                continue;
+            }
+            if gap.held.is_empty() && gap.known <= c.head_seen {
+                c.gap = None;
+                return;
+            }
+            return self.fetch_gap(out, conversation);
+        }
+    }
+
+    /// Reads what is missing, unless that is under way.
+    pub(super) fn fetch_gap<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId) {
+        let now = self.now;
+        let Some(at) = self.index.find(conversation) else { return };
+        let c = self.index.get_mut(at);
+        let head_seen = c.head_seen;
+        let Some(gap) = &mut c.gap else { return };
+        if gap.reading || gap.retry_at > now {
+            return;
+        }
+        let to = gap.held.front().map_or(gap.known, |held| held.row.seq - 1);
+        if to - head_seen > GAP_READ_MAX {
+            // Nobody is given so much by pushes.
+            c.head_seen = to;
+            let members: Vec<Slot> = c.members.as_slice().iter().map(|m| m.slot).collect();
+            for slot in members {
+                self.resync(out, slot);
+            }
+            return self.go_on(out, conversation);
+        }
+        gap.reading = true;
+        let range = (head_seen + 1, to.min(head_seen + GAP_PAGE));
+        self.read(out, conversation, range, GAP_BYTES, ReadFor::Gap);
+    }
+
+    /// Missing events were read; none: neither store nor router has them now.
+    pub(super) fn gap_read<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, rows: &[&EventRow]) {
+        let Some(at) = self.index.find(conversation) else { return };
+        let now = self.now;
+        let Some(gap) = &mut self.index.get_mut(at).gap else { return };
+        gap.reading = false;
+        if rows.is_empty() {
+            gap.tries += 1;
+            gap.retry_at = now + (500_000 << gap.tries.min(6));
+            self.gaps.push(conversation);
+            return;
+        }
+        gap.tries = 0;
+        gap.retry_at = 0;
+        for row in rows {
+            let Some(at) = self.index.find(conversation) else { return };
+            if self.index.get(at).head_seen + 1 == row.seq {
+                self.deliver(out, at, row, SessionId(0));
+            }
+        }
+        self.go_on(out, conversation);
+    }
+
+    pub(super) fn tick_gaps<O: Outbound>(&mut self, out: &mut O) {
+        for conversation in std::mem::take(&mut self.gaps) {
+            let retry_at = self.index.find(conversation).and_then(|at| Some(self.index.get(at).gap.as_ref()?.retry_at));
+            match retry_at {
+                Some(at) if at > self.now => self.gaps.push(conversation),
+                Some(_) => self.fetch_gap(out, conversation),
+                None => {}
+            }
+        }
+    }
+
+    /// What a membership event means for the sessions here; it has been sent to those who were
+    /// members before it.
+    fn members_event<O: Outbound>(&mut self, out: &mut O, row: &EventRow) {
+        let Some(members) = &row.members else { return };
+        for change in &members.changes {
+            let slots: Vec<Slot> = self.sessions.of_user(change.user).collect();
+            if slots.is_empty() {
+                continue;
+            }
+            for &slot in &slots {
+                // What routers said before this event is old now.
+                if let Some(opening) = self.sessions.get_mut(slot).and_then(|s| s.opening()) {
+                    opening.stale = true;
+                }
+            }
+            match change.role {
+                Role::None => self.member_left(row, &slots),
+                _ => self.member_joined(out, row, change.user, &slots),
+            }
+        }
+    }
+
+    fn member_left(&mut self, row: &EventRow, slots: &[Slot]) {
+        for &slot in slots {
+            let Some(at) = self.index.find(row.conversation) else { return };
+            let Some(member) = self.leave(slot, at) else { continue };
+            // A sync under way still owes the events up to this one.
+            if member.has(GATED)
+                && let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing())
+            {
+                syncing.member_left(row.conversation, row.seq);
+            }
+        }
+    }
+
+    fn member_joined<O: Outbound>(&mut self, out: &mut O, row: &EventRow, user: UserId, slots: &[Slot]) {
+        let (now_s, stamp) = (seconds(self.now), stamp(self.now));
+        let mut is_news = false;
+        for &slot in slots {
+            let Some(session) = self.sessions.get(slot).filter(|s| s.is(READY)) else { continue };
+            let (is_synced, format) = (session.is(SYNCED), session.format);
+            let at = self.index.find_or_add(row.conversation, row.seq, now_s);
+            if self.sessions.get(slot).is_some_and(|s| s.place_in(at).is_some()) {
+                continue;
+            }
+            is_news = true;
+            // Its seq may be behind the head if a new router tells old events again.
+            if !is_synced || self.index.get(at).head_seen != row.seq {
+                self.join(slot, at, GATED, 0);
+                self.resync(out, slot);
+                continue;
+            }
+            self.join(slot, at, 0, row.seq - 1);
+            if let Some(member) = self.index.member_mut(&self.sessions, slot, at) {
+                member.since = stamp;
+            }
+            out.send(slot, &frames::event_frame(format, row));
+            add(&self.metrics.deliveries, 1);
+        }
+        if is_news && let Some(&slot) = slots.first() {
+            tracing::debug!(%user, conversation = %row.conversation, "a local user has joined");
+            self.ask_open(out, slot, vec![row.conversation], || OpenFor::Joined);
+        }
+    }
+
+    /// Heads in which something happened lately.
+    pub(super) fn digest<O: Outbound>(&mut self, out: &mut O, number: u64, heads: &[(ConversationId, Seq)]) {
+        if number != self.digest + 1 {
+            add(&self.metrics.digest_gaps, 1);
+        }
+        if number != self.digest + 1 || number == 1 {
+            // The router may not know which conversations are wanted, and membership events of
+            // conversations that aren't here may be lost: everything is asked again, in batches.
+            out.members_changed(&mut std::iter::empty());
+            self.tracking.refresh_all();
+        }
+        self.digest = number;
+        for &(conversation, seq) in heads {
+            self.head_heard(out, conversation, seq);
+        }
+    }
+}
+
+/// Puts an event among those held back: ascending, without repeats, bounded. What doesn't fit is
+/// read again, since the gap knows the highest seq.
+fn hold(held: &mut VecDeque<Held>, event: Held) {
+    let place = held.partition_point(|h| h.row.seq < event.row.seq);
+    if held.get(place).is_some_and(|h| h.row.seq == event.row.seq) {
+        return;
+    }
+    held.insert(place, event);
+    held.truncate(HELD_MAX);
+}

@@ -1,0 +1,194 @@
+//! Requests under way, and reads of events: the store first, then the log's tail.
+//!
+//! A read is checked before it is believed: only rows without a hole from the first seq asked
+//! count; if there are none the router is asked, who has what the store doesn't have yet
+//! (design.md, "Gaps and tails"). Equal reads under way share one answer.
+
+use std::sync::Arc;
+
+use tidings_core::ids::{ConversationId, Micros, Seq, SessionId};
+use tidings_core::ports::peers::ToRouter;
+use tidings_core::ports::store::StoreError;
+use tidings_core::rows::EventRow;
+
+use super::history::{Find, HistoryAsk};
+use super::metrics::add;
+use super::opening::OpenFor;
+use super::outbound::Outbound;
+use super::GatewayCore;
+
+/// What identifies a read: conversation, first and last seq.
+pub(super) type Range = (ConversationId, Seq, Seq);
+
+/// Something asked of a router or the host.
+pub(super) enum Request {
+    /// How conversations stand for a session's user.
+    Open { session: SessionId, conversations: Vec<ConversationId>, why: OpenFor, until: Micros },
+    /// Events.
+    Read(Read),
+    /// Presence of users a session has begun to watch.
+    Presence { session: SessionId, r#ref: u64, until: Micros },
+}
+
+/// A read and who waits for it.
+pub(super) struct Read {
+    conversation: ConversationId,
+    from: Seq,
+    to: Seq,
+    waiters: Vec<ReadFor>,
+    /// Whether the router is being asked, as the store had nothing.
+    in_tail: bool,
+    until: Micros,
+}
+
+/// Why events are read.
+pub(super) enum ReadFor {
+    /// What is missing between the events that came.
+    Gap,
+    /// A page of a sync.
+    Sync(SessionId),
+    /// A page of history.
+    History(SessionId, Box<HistoryAsk>),
+    /// The seq of a message.
+    Find(SessionId, Box<Find>),
+    /// What a session hasn't confirmed.
+    Resend(SessionId),
+}
+
+/// A store has its own deadline; this one is for answers that got lost.
+const READ_WITHIN: Micros = 10_000_000;
+
+/// Reads of one worker under way; beyond it reads fail as if the store were down.
+const READS_MAX: usize = 16 << 10;
+
+impl GatewayCore {
+    /// Reads `from..=to` of a conversation, or a part that begins with `from`; about `bytes_max`
+    /// bytes of bodies.
+    pub(super) fn read<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        conversation: ConversationId,
+        (from, to): (Seq, Seq),
+        bytes_max: usize,
+        why: ReadFor,
+    ) {
+        let range = (conversation, from, to);
+        if let Some(id) = self.reading.get(&range)
+            && let Some(Request::Read(read)) = self.requests.get_mut(id)
+        {
+            add(&self.metrics.reads_shared, 1);
+            read.waiters.push(why);
+            return;
+        }
+        if self.reading.len() >= READS_MAX {
+            return self.give(out, conversation, vec![why], from, to, &[]);
+        }
+        let id = self.request_id();
+        let until = self.now + READ_WITHIN;
+        let read = Read { conversation, from, to, waiters: vec![why], in_tail: false, until };
+        self.requests.insert(id, Request::Read(read));
+        self.reading.insert(range, id);
+        out.read_events(id, conversation, from, to, bytes_max);
+    }
+
+    /// The host has read events.
+    pub fn events_read<O: Outbound>(&mut self, out: &mut O, request: u64, result: Result<Vec<EventRow>, StoreError>) {
+        self.now = out.now();
+        let Some(Request::Read(read)) = self.requests.get_mut(&request) else { return };
+        if read.in_tail {
+            return;
+        }
+        let rows = result.unwrap_or_else(|error| {
+            tracing::debug!(%error, conversation = %read.conversation, "events not read");
+            Vec::new()
+        });
+        let rows = contiguous(rows.iter(), read.from, read.to);
+        if !rows.is_empty() {
+            return self.read_done(out, request, &rows);
+        }
+        read.in_tail = true;
+        read.until = self.now + self.settings.answer_within;
+        let (conversation, from) = (read.conversation, read.from);
+        self.to_router(out, conversation, ToRouter::Tail { request, conversation, from });
+    }
+
+    /// A router gave events the store doesn't have yet.
+    pub(super) fn tail<O: Outbound>(&mut self, out: &mut O, request: u64, rows: &[Arc<EventRow>]) {
+        let Some(Request::Read(read)) = self.requests.get(&request) else { return };
+        let rows = contiguous(rows.iter().map(|row| &**row), read.from, read.to);
+        self.read_done(out, request, &rows);
+    }
+
+    fn read_done<O: Outbound>(&mut self, out: &mut O, request: u64, rows: &[&EventRow]) {
+        let Some(Request::Read(read)) = self.requests.remove(&request) else { return };
+        self.reading.remove(&(read.conversation, read.from, read.to));
+        self.give(out, read.conversation, read.waiters, read.from, read.to, rows);
+    }
+
+    fn give<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        conversation: ConversationId,
+        waiters: Vec<ReadFor>,
+        from: Seq,
+        to: Seq,
+        rows: &[&EventRow],
+    ) {
+        for waiter in waiters {
+            match waiter {
+                ReadFor::Gap => self.gap_read(out, conversation, rows),
+                ReadFor::Sync(session) => self.sync_read(out, session, conversation, from, rows),
+                ReadFor::History(session, ask) => self.history_read(out, session, *ask, (from, to), rows),
+                ReadFor::Find(session, find) => self.find_read(out, session, *find, (from, to), rows),
+                ReadFor::Resend(session) => self.resend_read(out, session, conversation, rows),
+            }
+        }
+    }
+
+    /// Requests that weren't answered in time: reads go on to the tail or fail, openings are
+    /// asked again.
+    pub(super) fn tick_requests<O: Outbound>(&mut self, out: &mut O) {
+        let now = self.now;
+        let mut late: Vec<u64> = self
+            .requests
+            .iter()
+            .filter(|(_, request)| match request {
+                Request::Open { until, .. } | Request::Presence { until, .. } => *until <= now,
+                Request::Read(read) => read.until <= now,
+            })
+            .map(|(&id, _)| id)
+            .collect();
+        late.sort_unstable();
+        for id in late {
+            add(&self.metrics.requests_lost, 1);
+            match self.requests.get(&id) {
+                Some(Request::Read(read)) if !read.in_tail => {
+                    let lost = StoreError::Unavailable("no answer in time".to_owned());
+                    self.events_read(out, id, Err(lost));
+                }
+                Some(Request::Read(_)) => self.read_done(out, id, &[]),
+                Some(Request::Open { .. }) => self.open_lost(out, id),
+                Some(Request::Presence { .. }) | None => drop(self.requests.remove(&id)),
+            }
+        }
+        if self.requests.capacity() > 4 * self.requests.len() + 256 {
+            self.requests.shrink_to_fit();
+            self.reading.shrink_to_fit();
+        }
+    }
+}
+
+/// The rows from `from` on that have no hole between them.
+fn contiguous<'a>(rows: impl Iterator<Item = &'a EventRow>, from: Seq, to: Seq) -> Vec<&'a EventRow> {
+    let mut next = from;
+    let mut kept = Vec::new();
+    for row in rows {
+        if row.seq == next && next <= to {
+            kept.push(row);
+            next += 1;
+        } else if row.seq >= next {
+            break;
+        }
+    }
+    kept
+}

@@ -1,0 +1,181 @@
+//! Cursors from clients, receipts to clients, and typing.
+
+use tidings_core::ids::{ConversationId, Seq, UserId};
+use tidings_core::ports::peers::ToRouter;
+use tidings_core::rows::CursorRow;
+use tidings_protocol::wire::{self, update};
+use tidings_protocol::{ErrorCode, Format};
+
+use super::index::{GATED, HOLE, JSON, stamp};
+use super::outbound::{Outbound, Slot};
+use super::{GatewayCore, Refusal, frames};
+
+/// Receipts in one update.
+const RECEIPTS_MAX: usize = 256;
+
+/// In conversations with more sessions here, typing isn't told: it would cost more than it is worth.
+const TYPING_SESSIONS_MAX: usize = 256;
+
+/// Cursors kept between two flushes; one more is flushed at once.
+const CURSORS_MAX: usize = 64 << 10;
+
+/// Cursors in one message to a router.
+const CURSORS_PER_MESSAGE: usize = 1_000;
+
+impl GatewayCore {
+    /// `delivered`: this device has stored all up to a seq.
+    pub(super) fn delivered<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        delivered: &wire::Delivered,
+    ) {
+        let conversation = ConversationId(delivered.conversation);
+        self.cursor_moved(out, slot, r#ref, conversation, delivered.seq, false);
+    }
+
+    /// `read`: the user has read all up to a message, named by its seq or its id.
+    pub(super) fn read_up_to<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, read: &wire::Read) {
+        let conversation = ConversationId(read.conversation);
+        if read.seq != 0 {
+            return self.cursor_moved(out, slot, r#ref, conversation, read.seq, true);
+        }
+        let Ok(message_id) = <[u8; 16]>::try_from(&read.message_id[..]) else {
+            let refusal = Refusal::new(ErrorCode::BadRequest, "`read` names neither a seq nor a message.", r#ref);
+            return self.refuse(out, slot, refusal);
+        };
+        if self.place(slot, conversation).is_none() {
+            return self.forbid(out, slot, r#ref, conversation);
+        }
+        if self.admit_ask(out, slot, r#ref) {
+            self.find(out, slot, r#ref, conversation, message_id);
+        }
+    }
+
+    /// The conversation's index entry, if the session's user is a member.
+    fn place(&self, slot: Slot, conversation: ConversationId) -> Option<u32> {
+        let at = self.index.find(conversation)?;
+        self.sessions.get(slot)?.place_in(at).map(|_| at)
+    }
+
+    pub(super) fn cursor_moved<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        conversation: ConversationId,
+        seq: Seq,
+        is_read: bool,
+    ) {
+        let Some(at) = self.place(slot, conversation) else {
+            return self.forbid(out, slot, r#ref, conversation);
+        };
+        let c = self.index.get(at);
+        let head_seen = c.head_seen;
+        if seq > c.head() {
+            let refusal = Refusal::new(ErrorCode::BadCursor, "A cursor beyond the head of its conversation.", r#ref);
+            return self.refuse(out, slot, Refusal { conversation, ..refusal });
+        }
+        let Some(user) = self.sessions.get(slot).map(|s| s.user) else { return };
+        if !is_read
+            && let Some(member) = self.index.member_mut(&self.sessions, slot, at)
+        {
+            if member.has(HOLE) && seq >= member.covered {
+                member.flags &= !HOLE;
+            }
+            member.covered = member.covered.max(seq);
+            let moved = if member.covered >= head_seen { 0 } else { stamp(self.now) };
+            if member.since != 0 {
+                member.since = moved;
+                member.tries = 0;
+            }
+        }
+        if self.cursors.len() >= CURSORS_MAX {
+            self.flush_cursors(out);
+        }
+        let cursor = self
+            .cursors
+            .entry((conversation, user))
+            .or_insert(CursorRow { conversation, user, delivered: 0, read: 0 });
+        let moved = if is_read { &mut cursor.read } else { &mut cursor.delivered };
+        *moved = seq.max(*moved);
+    }
+
+    /// All cursors that moved since the last flush go to their routers.
+    pub(super) fn flush_cursors<O: Outbound>(&mut self, out: &mut O) {
+        if self.cursors.is_empty() {
+            return;
+        }
+        self.cursors_flushed = self.now;
+        let mut rows: Vec<CursorRow> = self.cursors.drain().map(|(_, row)| row).collect();
+        if self.cursors.capacity() > 1024 {
+            self.cursors.shrink_to_fit();
+        }
+        rows.sort_unstable_by_key(|row| (self.settings.partition_of(row.conversation), row.conversation, row.user));
+        for same in rows.chunk_by(|a, b| {
+            self.settings.partition_of(a.conversation) == self.settings.partition_of(b.conversation)
+        }) {
+            for chunk in same.chunks(CURSORS_PER_MESSAGE) {
+                self.to_router(out, chunk[0].conversation, ToRouter::Cursors(chunk.to_vec()));
+            }
+        }
+    }
+
+    /// Cursors of members moved: told to the sessions of the conversation.
+    pub(super) fn receipts<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, cursors: &[CursorRow]) {
+        for chunk in cursors.chunks(RECEIPTS_MAX) {
+            let receipt = |c: &CursorRow| wire::Receipt { user: c.user.0, delivered: c.delivered, read: c.read };
+            let receipts =
+                wire::Receipts { conversation: conversation.0, receipts: chunk.iter().map(receipt).collect() };
+            self.tell(out, conversation, UserId(0), usize::MAX, &update::Update::Receipts(receipts));
+        }
+    }
+
+    /// `typing` of a client.
+    pub(super) fn type_on<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, typing: &wire::Typing) {
+        let conversation = ConversationId(typing.conversation);
+        if self.place(slot, conversation).is_none() {
+            return self.forbid(out, slot, r#ref, conversation);
+        }
+        if !self.admit_ask(out, slot, r#ref) {
+            return;
+        }
+        let Some(user) = self.sessions.get(slot).map(|s| s.user) else { return };
+        self.to_router(out, conversation, ToRouter::Typing { conversation, user, on: typing.on });
+    }
+
+    /// Somebody is typing: told to the others.
+    pub(super) fn typing<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, user: UserId, on: bool) {
+        let typing = wire::TypingUpdate { conversation: conversation.0, user: user.0, on };
+        self.tell(out, conversation, user, TYPING_SESSIONS_MAX, &update::Update::Typing(typing));
+    }
+
+    /// Sends an update that nothing rests on to the live sessions of a conversation, but for one
+    /// user's.
+    fn tell<O: Outbound>(
+        &self,
+        out: &mut O,
+        conversation: ConversationId,
+        but: UserId,
+        sessions_max: usize,
+        update: &update::Update,
+    ) {
+        let Some(at) = self.index.find(conversation) else { return };
+        let members = self.index.get(at).members.as_slice();
+        if members.len() > sessions_max {
+            return;
+        }
+        let mut encoded = [None, None];
+        for member in members {
+            if member.has(GATED) || but.0 != 0 && self.sessions.get(member.slot).is_some_and(|s| s.user == but) {
+                continue;
+            }
+            let json = member.has(JSON);
+            let frame = encoded[usize::from(json)].get_or_insert_with(|| {
+                frames::update_frame(if json { Format::Json } else { Format::Proto }, 0, update.clone())
+            });
+            out.send(member.slot, frame);
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! What was pushed and isn't confirmed: sent again, and in the end given up.
+//!
+//! There is no list of it: each member entry holds since when something is uncovered, and a tick
+//! looks at a part of the entries. An idle conversation costs a look every few seconds.
+
+use std::sync::atomic::Ordering;
+
+use tidings_core::ids::{ConversationId, SessionId};
+use tidings_core::ports::registry::Mark;
+use tidings_core::rows::EventRow;
+use tidings_protocol::CloseCode;
+
+use super::GatewayCore;
+use super::index::{GATED, stamp, stamp_age};
+use super::metrics::add;
+use super::outbound::{Outbound, Slot};
+use super::reads::ReadFor;
+use super::session::{OPENED, READY};
+use super::{frames, settings};
+
+/// Each tick looks at one part in so many of the conversations.
+const PARTS: usize = 4;
+
+/// Members handled in one tick; the others wait for the next round.
+const LATE_MAX: usize = 1_000;
+
+/// Events sent again at once.
+const RESEND_EVENTS: u64 = 64;
+const RESEND_BYTES: usize = 32 << 10;
+
+/// Sessions whose conversations are opened again in one tick.
+const REFRESH_PER_TICK: usize = 1_000;
+
+/// Where the looking around is.
+#[derive(Default)]
+pub(super) struct Scan {
+    next: usize,
+    uncovered: i64,
+    /// The next slot whose conversations are opened again; none: nothing to open.
+    refresh: Option<Slot>,
+}
+
+impl Scan {
+    /// All conversations of all sessions are to be opened again, in batches.
+    pub(super) fn refresh_all(&mut self) {
+        self.refresh = Some(0);
+    }
+}
+
+impl GatewayCore {
+    pub(super) fn tick_tracking<O: Outbound>(&mut self, out: &mut O) {
+        let (now, after) = (stamp(self.now), self.settings.resend_after / settings::SECOND);
+        let conversations = &self.index.conversations;
+        let end = (self.tracking.next + conversations.capacity() / PARTS + 1).min(conversations.capacity());
+        let mut late: Vec<(ConversationId, Slot)> = Vec::new();
+        for c in (self.tracking.next..end).filter_map(|at| conversations.get(at)) {
+            for member in c.members.as_slice() {
+                self.tracking.uncovered += i64::from(member.since != 0);
+                if member.since != 0 && stamp_age(member.since, now) >= after && late.len() < LATE_MAX {
+                    late.push((c.id, member.slot));
+                }
+            }
+        }
+        self.tracking.next = end;
+        if end == conversations.capacity() {
+            self.tracking.next = 0;
+            self.metrics.pending.store(self.tracking.uncovered, Ordering::Relaxed);
+            self.tracking.uncovered = 0;
+        }
+        for (conversation, slot) in late {
+            self.uncovered(out, conversation, slot, now);
+        }
+    }
+
+    /// A session hasn't confirmed something for too long.
+    fn uncovered<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, slot: Slot, now: u16) {
+        let resends_max = self.settings.resends_max;
+        let Some(at) = self.index.find(conversation) else { return };
+        let head = self.index.get(at).head_seen;
+        let Some(session) = self.sessions.get(slot).map(|s| (s.id, s.user)) else { return };
+        let Some(member) = self.index.member_mut(&self.sessions, slot, at) else { return };
+        if member.tries >= resends_max {
+            add(&self.metrics.dead, 1);
+            add(&self.metrics.stale, 1);
+            out.put_marks(vec![Mark { user: session.1, conversation, seq: head }]);
+            tracing::debug!(session = %session.0, %conversation, "nothing confirmed, session given up");
+            return self.close(out, slot, CloseCode::Heartbeat);
+        }
+        member.tries += 1;
+        member.since = now;
+        let from = member.covered + 1;
+        let to = head.min(member.covered + RESEND_EVENTS);
+        if from <= to {
+            self.read(out, conversation, (from, to), RESEND_BYTES, ReadFor::Resend(session.0));
+        } else {
+            member.since = 0;
+        }
+    }
+
+    pub(super) fn resend_read<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        session: SessionId,
+        conversation: ConversationId,
+        rows: &[&EventRow],
+    ) {
+        let Some(slot) = self.sessions.slot_of(session) else { return };
+        let Some(format) = self.sessions.get(slot).map(|s| s.format) else { return };
+        let Some(at) = self.index.find(conversation) else { return };
+        let Some(member) = self.index.member(&self.sessions, slot, at) else { return };
+        if member.flags & GATED != 0 {
+            return;
+        }
+        for row in rows.iter().filter(|row| row.seq > member.covered) {
+            add(&self.metrics.resent, 1);
+            out.send(slot, &frames::event_frame(format, row));
+        }
+    }
+
+    /// Opens the conversations of some sessions again after something may have been missed.
+    pub(super) fn tick_refresh<O: Outbound>(&mut self, out: &mut O) {
+        let Some(first) = self.tracking.refresh else { return };
+        let slots: Vec<Slot> = self
+            .sessions
+            .iter()
+            .filter(|(slot, s)| *slot >= first && s.is(READY) && s.is(OPENED))
+            .map(|(slot, _)| slot)
+            .take(REFRESH_PER_TICK)
+            .collect();
+        self.tracking.refresh = slots.last().filter(|_| slots.len() == REFRESH_PER_TICK).map(|last| last + 1);
+        for slot in slots {
+            self.refresh(out, slot);
+        }
+    }
+}
