@@ -172,11 +172,15 @@ impl Server {
     /// Runs `job` on the worker's thread and returns what it returns.
     pub fn run<T: Send + 'static>(&self, job: impl FnOnce(&mut Io) -> T + Send + 'static) -> T {
         let (to, from) = channel();
-        let job: Job = Box::new(move |io| drop(to.send(job(io))));
-        self.jobs.lock().expect("no job panics").push(job);
-        self.waker.wake();
+        self.run_detached(move |io| drop(to.send(job(io))));
         from.recv_timeout(DEADLINE)
             .expect("the worker runs the job")
+    }
+
+    /// Runs `job` on the worker's thread, some time.
+    pub fn run_detached(&self, job: impl FnOnce(&mut Io) + Send + 'static) {
+        self.jobs.lock().expect("no job panics").push(Box::new(job));
+        self.waker.wake();
     }
 
     pub fn saw(&self) -> Seen {
