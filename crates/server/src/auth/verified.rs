@@ -1,0 +1,106 @@
+//! External tokens that were found good, and single-use tickets.
+
+use std::sync::{Mutex, PoisonError};
+
+use sha2::{Digest, Sha256};
+use tidings_core::ids::Micros;
+
+use super::bounded::Bounded;
+use super::{AuthError, Principal, secrets};
+
+/// Tokens remembered: at about 120 bytes each 8 MB when full, and room for every client of a
+/// reconnect storm on one machine (performance.md has 15,000).
+const TOKENS_MAX: usize = 65_536;
+
+/// The table is cut in parts with a lock each, so that gateway workers don't wait for each other.
+const PARTS: usize = 16;
+
+/// Tickets that may be waiting to be used.
+const TICKETS_MAX: usize = 16_384;
+
+/// How long a ticket is good (reliability.md, row 3).
+const TICKET_LIFE: Micros = 30_000_000;
+
+/// What a token and a device's name are remembered under; the hash is of the whole token, so
+/// nothing but that token finds its entry.
+pub(super) type TokenKey = [u8; 32];
+
+pub(super) fn token_key(token: &str, device: &str) -> TokenKey {
+    let mut hash = Sha256::new();
+    hash.update((token.len() as u64).to_be_bytes());
+    hash.update(token.as_bytes());
+    hash.update(device.as_bytes());
+    hash.finalize().into()
+}
+
+/// External tokens whose signature was checked and whose user is known.
+pub(super) struct Verified {
+    parts: [Mutex<Bounded<TokenKey, Principal>>; PARTS],
+}
+
+impl Verified {
+    pub(super) fn new() -> Verified {
+        Verified {
+            parts: std::array::from_fn(|_| Mutex::new(Bounded::new(TOKENS_MAX / PARTS))),
+        }
+    }
+
+    fn part(&self, key: &TokenKey) -> &Mutex<Bounded<TokenKey, Principal>> {
+        &self.parts[usize::from(key[0]) % PARTS]
+    }
+
+    /// Who the token is; an expired one is forgotten. Revocation is for the caller to check.
+    pub(super) fn get(&self, key: &TokenKey, now: Micros) -> Option<Principal> {
+        let mut part = self
+            .part(key)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let principal = part.get(key).copied()?;
+        if principal.expires <= now {
+            part.remove(key);
+            return None;
+        }
+        Some(principal)
+    }
+
+    pub(super) fn insert(&self, key: TokenKey, principal: Principal) {
+        let mut part = self
+            .part(&key)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        part.insert(key, principal);
+    }
+}
+
+/// Tickets: what a browser puts into a URL in place of a token, good once and for seconds.
+pub(super) struct Tickets(Mutex<Bounded<[u8; 32], (Principal, Micros)>>);
+
+impl Tickets {
+    pub(super) fn new() -> Tickets {
+        Tickets(Mutex::new(Bounded::new(TICKETS_MAX)))
+    }
+
+    pub(super) fn issue(&self, principal: Principal, now: Micros) -> Result<String, AuthError> {
+        let ticket = secrets::fresh()?;
+        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // Kept by hash, so that looking one up tells nothing of the others by its time.
+        tickets.insert(secrets::stored(&*ticket).0, (principal, now + TICKET_LIFE));
+        Ok(format!("tti_{}", secrets::text(&*ticket)))
+    }
+
+    pub(super) fn redeem(&self, ticket: &str, now: Micros) -> Result<Principal, AuthError> {
+        let body = ticket
+            .strip_prefix("tti_")
+            .and_then(secrets::bytes::<32>)
+            .ok_or(AuthError::Invalid)?;
+        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let (principal, until) = tickets
+            .remove(&secrets::stored(&*body).0)
+            .ok_or(AuthError::Invalid)?;
+        if until <= now {
+            Err(AuthError::Expired)
+        } else {
+            Ok(principal)
+        }
+    }
+}
