@@ -1,1 +1,8 @@
-//! Behaviour.
+//! Behaviour of the logic, against an outside that is played by the test.
+
+mod catch_up;
+mod life;
+mod live;
+mod memory;
+mod property;
+mod world;
