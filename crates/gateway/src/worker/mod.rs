@@ -198,10 +198,9 @@ impl<H: Handler> Worker<H> {
                     }
                 }
                 WAKER => {
-                    self.waker.inner.pending.store(false, Ordering::Release);
-                    // The store must be visible before the inbox is looked at, else a wake that
-                    // comes in between is lost.
-                    std::sync::atomic::fence(Ordering::SeqCst);
+                    // A swap, so that what was put into the inbox before a wake that found this
+                    // one pending is seen from here on.
+                    self.waker.inner.pending.swap(false, Ordering::AcqRel);
                     self.guarded(None, |handler, io| handler.on_wake(io));
                 }
                 mio::Token(slot) => self.ready(slot, event),

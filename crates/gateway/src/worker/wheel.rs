@@ -134,7 +134,7 @@ mod tests {
         wheel.arm(&mut entries, 0, 8);
         wheel.disarm(&mut entries, 2);
         wheel.disarm(&mut entries, 2);
-        assert_eq!(fired(&mut wheel, &mut entries, 2), []);
+        assert_eq!(fired(&mut wheel, &mut entries, 2), [0u32; 0]);
         assert_eq!(
             fired(&mut wheel, &mut entries, 3),
             [0],
@@ -146,20 +146,20 @@ mod tests {
             [4],
             "moved to an earlier tick"
         );
-        assert_eq!(fired(&mut wheel, &mut entries, 9000), []);
+        assert_eq!(fired(&mut wheel, &mut entries, 9000), [0u32; 0]);
     }
 
     #[test]
     fn a_past_tick_fires_next_and_a_far_one_within_a_round() {
         let mut wheel = Wheel::new();
         let mut entries = Slab::new();
-        assert_eq!(fired(&mut wheel, &mut entries, 100), []);
+        assert_eq!(fired(&mut wheel, &mut entries, 100), [0u32; 0]);
         for at in [50, 100_000] {
             let key = entries.insert(Link::default());
             wheel.arm(&mut entries, key, at);
         }
         assert_eq!(fired(&mut wheel, &mut entries, 101), [0]);
-        assert_eq!(fired(&mut wheel, &mut entries, 610), []);
+        assert_eq!(fired(&mut wheel, &mut entries, 610), [0u32; 0]);
         assert_eq!(fired(&mut wheel, &mut entries, 611), [1]);
     }
 }

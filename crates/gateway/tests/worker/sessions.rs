@@ -77,6 +77,10 @@ fn other_requests_are_handed_over_with_every_byte() {
     let mut received = connection.received;
     let mut stream: TcpStream = connection.stream;
     stream.set_nonblocking(false).expect("a setting");
+    assert!(
+        stream.nodelay().expect("a setting"),
+        "inherited from the listener"
+    );
     let mut rest = vec![0; request.len() - received.len()];
     stream.read_exact(&mut rest).expect("the rest");
     received.extend(rest);
