@@ -273,20 +273,25 @@ async fn check(run: &Run, cut: Cut, disk: SimDisk, seed: u64) -> Result<(), Stri
     Ok(())
 }
 
-/// Checks `seeds` crashes at every cut; gives how many were checked and what was wrong.
+/// Checks `seeds` crashes and a killed process at every cut; gives how many were checked and what was wrong.
 async fn crash_everywhere(run: &Run, seeds: u64) -> (usize, Vec<String>) {
     let mut wrong = Vec::new();
     let mut replay = run.trace.replay();
     let cuts = run.trace.cuts(7);
     for cut in &cuts {
+        let killed = replay.killed(*cut);
         for seed in 0..seeds {
             let seed = seed * 1_000_003 + cut.entries as u64 * 31 + cut.write_bytes as u64;
-            if let Err(why) = check(run, *cut, replay.crash(*cut, seed), seed).await {
+            if let Err(why) = check(run, *cut, killed.crash(seed), seed).await {
                 wrong.push(format!("{cut:?}, seed {seed}: {why}"));
             }
         }
+        // The process alone dies, and the machine after the next start.
+        if let Err(why) = check(run, *cut, killed, cut.entries as u64).await {
+            wrong.push(format!("{cut:?}, killed: {why}"));
+        }
     }
-    (cuts.len() * seeds as usize, wrong)
+    (cuts.len() * (seeds as usize + 1), wrong)
 }
 
 fn runtime() -> tokio::runtime::Runtime {

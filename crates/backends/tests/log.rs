@@ -81,9 +81,9 @@ impl Gate {
             let mut state = state.lock().unwrap();
             state.1 += 1;
             changed.notify_all();
-            while !state.0 {
-                state = changed.wait(state).unwrap();
-            }
+            let patience = Duration::from_secs(60);
+            let opened = changed.wait_timeout_while(state, patience, |state| !state.0);
+            assert!(!opened.unwrap().1.timed_out(), "the test opens the gate");
             Ok(())
         });
         gate
@@ -91,11 +91,10 @@ impl Gate {
 
     fn wait_until_reached(&self) {
         let (state, changed) = &*self.0;
-        drop(
-            changed
-                .wait_while(state.lock().unwrap(), |state| state.1 == 0)
-                .unwrap(),
-        );
+        let patience = Duration::from_secs(60);
+        let reached =
+            changed.wait_timeout_while(state.lock().unwrap(), patience, |state| state.1 == 0);
+        assert!(!reached.unwrap().1.timed_out(), "the log thread syncs");
     }
 
     fn open(&self) {

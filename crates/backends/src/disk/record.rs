@@ -306,22 +306,30 @@ impl Replay<'_> {
     /// # Panics
     /// When the cut lies before an earlier one, or outside the trace.
     pub fn crash(&mut self, cut: Cut, seed: u64) -> SimDisk {
+        self.killed(cut).crash(seed)
+    }
+
+    /// Goes forward to a cut and gives what a process killed there leaves on a machine that
+    /// runs on: everything done can be read, and what wasn't synced still isn't. Cuts must not go back.
+    ///
+    /// # Panics
+    /// When the cut lies before an earlier one, or outside the trace.
+    pub fn killed(&mut self, cut: Cut) -> SimDisk {
         assert!(cut.entries >= self.done, "a replay goes forward only");
         for entry in &self.trace.entries[self.done..cut.entries] {
             apply(&self.disk, &mut self.files, entry, usize::MAX);
         }
         self.done = cut.entries;
-        if cut.write_bytes == 0 {
-            return self.disk.crash(seed);
-        }
         let disk = self.disk.copy();
-        apply(
-            &disk,
-            &mut self.files,
-            &self.trace.entries[cut.entries],
-            cut.write_bytes,
-        );
-        disk.crash(seed)
+        if cut.write_bytes > 0 {
+            apply(
+                &disk,
+                &mut self.files,
+                &self.trace.entries[cut.entries],
+                cut.write_bytes,
+            );
+        }
+        disk
     }
 }
 
