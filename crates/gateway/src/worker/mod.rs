@@ -17,11 +17,13 @@ mod config;
 mod conn;
 mod handler;
 mod io;
+mod life;
 mod listener;
 mod pool;
 mod read;
 mod stats;
 mod wheel;
+mod write;
 
 use std::io::{ErrorKind, Result};
 use std::net::TcpListener;
