@@ -5,19 +5,21 @@
 
 use bytes::Bytes;
 use rusqlite::params;
-use sha2::{Digest, Sha256};
 use tidings_core::ids::{ConversationId, UserId};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::{
     Answer, Change, ConversationRecord, Conversations, DirectoryError, Member, Membership,
-    NewConversation, Opened, OutboxEntry, Refusal, TITLE_BYTES_MAX, What, direct_conversation,
+    NewConversation, Opened, OutboxEntry, Refusal, TITLE_BYTES_MAX, What,
 };
-use tidings_core::record::{
-    self, Content, ConversationKind, MEMBERS_PER_EVENT_MAX, Record, Role, RoleChange,
-};
+use tidings_core::record::{self, Content, MEMBERS_PER_EVENT_MAX, Record, Role, RoleChange};
 
 use super::SqliteDirectory;
+use super::founding::{create, create_direct};
 use super::rows::{behind, conversation, conversation_columns, number, page, role, sql};
+use super::rules::{
+    departure, has_other_owner, lock, lock_as, may_give, may_touch, must_be_welcome,
+    must_have_changing_members, role_of,
+};
 use super::tx::Tx;
 
 impl Conversations for SqliteDirectory {
@@ -282,155 +284,8 @@ impl Conversations for SqliteDirectory {
     }
 }
 
-fn create_direct(tx: &Tx<'_>, by: UserId, other: UserId) -> Result<Opened, DirectoryError> {
-    if by == other {
-        return Err(DirectoryError::Refused(Refusal::Invalid));
-    }
-    let pair = direct_conversation(by, other);
-    tx.must_be_active(by)?;
-    let there = tx.row(
-        concat!(
-            "select ",
-            conversation_columns!(),
-            ", c.low, c.high from conversations c where c.id = $1"
-        ),
-        [sql(pair.conversation.0)],
-        |row| {
-            Ok((
-                conversation(row)?,
-                row.get::<_, Option<i64>>(6)?,
-                row.get::<_, Option<i64>>(7)?,
-            ))
-        },
-    )?;
-    if let Some((there, low, high)) = there {
-        if (low, high) != (Some(sql(pair.low.0)), Some(sql(pair.high.0))) {
-            return Err(DirectoryError::Conflict(What::DirectId));
-        }
-        return Ok(Opened {
-            conversation: there,
-            created: false,
-        });
-    }
-    tx.must_be_active(other)?;
-    let new = ConversationRecord {
-        id: pair.conversation,
-        kind: ConversationKind::Direct,
-        title: String::new(),
-        version: 0,
-        join_role: Role::None,
-        created: tx.now,
-    };
-    insert_conversation(tx, &new, Some((pair.low, pair.high)))?;
-    let founders = [pair.low, pair.high].map(|user| RoleChange {
-        user,
-        role: Role::Member,
-    });
-    found_with(tx, new, by, founders.to_vec())
-}
-
-fn create(tx: &Tx<'_>, new: NewConversation) -> Result<Opened, DirectoryError> {
-    check_title(&new.title)?;
-    let key_is_long = new
-        .idempotency_key
-        .as_ref()
-        .is_some_and(|key| key.len() > 128);
-    if new.kind == ConversationKind::Direct || new.join_role >= Role::Admin || key_is_long {
-        return Err(DirectoryError::Refused(Refusal::Invalid));
-    }
-    let mut others = sorted(new.members);
-    others.retain(|user| *user != new.creator);
-    if others.len() >= MEMBERS_PER_EVENT_MAX {
-        return Err(DirectoryError::Refused(Refusal::TooMany(
-            MEMBERS_PER_EVENT_MAX,
-        )));
-    }
-    tx.must_be_active(new.creator)?;
-    let fingerprint = fingerprint(new.kind, &new.title, new.join_role, &others);
-    if let Some(key) = &new.idempotency_key {
-        let earlier = tx.row(
-            "select conversation, fingerprint from creations where creator = $1 and key = $2",
-            params![sql(new.creator.0), key],
-            |row| Ok((ConversationId(number(row, 0)?), row.get::<_, Vec<u8>>(1)?)),
-        )?;
-        if let Some((id, of)) = earlier {
-            if of != fingerprint {
-                return Err(DirectoryError::Conflict(What::IdempotencyKey));
-            }
-            let conversation = find(tx, id)?.ok_or(DirectoryError::NotFound(What::Conversation))?;
-            return Ok(Opened {
-                conversation,
-                created: false,
-            });
-        }
-    }
-    let mut founders = vec![RoleChange {
-        user: new.creator,
-        role: Role::Owner,
-    }];
-    for user in others {
-        tx.must_be_active(user)?;
-        founders.push(RoleChange {
-            user,
-            role: Role::Member,
-        });
-    }
-    let record = ConversationRecord {
-        id: ConversationId(tx.id()),
-        kind: new.kind,
-        title: new.title,
-        version: 0,
-        join_role: new.join_role,
-        created: tx.now,
-    };
-    insert_conversation(tx, &record, None)?;
-    if let Some(key) = new.idempotency_key {
-        tx.execute(
-            "insert into creations (creator, key, fingerprint, conversation) values ($1, $2, $3, $4)",
-            params![sql(new.creator.0), key, fingerprint, sql(record.id.0)],
-        )?;
-    }
-    found_with(tx, record, new.creator, founders)
-}
-
-/// Version 1: the founders become members, and the log is told.
-fn found_with(
-    tx: &Tx<'_>,
-    mut record: ConversationRecord,
-    by: UserId,
-    founders: Vec<RoleChange>,
-) -> Result<Opened, DirectoryError> {
-    record.version = record_change(tx, record.clone(), by, founders)?.version;
-    Ok(Opened {
-        conversation: record,
-        created: true,
-    })
-}
-
-fn insert_conversation(
-    tx: &Tx<'_>,
-    new: &ConversationRecord,
-    pair: Option<(UserId, UserId)>,
-) -> Result<(), DirectoryError> {
-    tx.execute(
-        "insert into conversations (id, kind, title, version, join_role, low, high, created)
-         values ($1, $2, $3, $4, $5, $6, $7, $8)",
-        params![
-            sql(new.id.0),
-            new.kind as i64,
-            new.title,
-            sql(new.version),
-            new.join_role as i64,
-            pair.map(|(low, _)| sql(low.0)),
-            pair.map(|(_, high)| sql(high.0)),
-            sql(new.created),
-        ],
-    )?;
-    Ok(())
-}
-
 /// Counts the version, changes the member rows and queues the record; without changes does nothing.
-fn record_change(
+pub(super) fn record_change(
     tx: &Tx<'_>,
     there: ConversationRecord,
     by: UserId,
@@ -488,146 +343,10 @@ fn record_change(
     Ok(Change { version, changes })
 }
 
-/// What a user's leaving changes: the user's place, and a successor's if nobody would own the rest.
-fn departure(
+pub(super) fn find(
     tx: &Tx<'_>,
     id: ConversationId,
-    user: UserId,
-    role: Role,
-) -> Result<Vec<RoleChange>, DirectoryError> {
-    if role == Role::None {
-        return Ok(vec![]);
-    }
-    let mut changes = vec![RoleChange {
-        user,
-        role: Role::None,
-    }];
-    if role == Role::Owner && !has_other_owner(tx, id, user)? {
-        let params = params![sql(id.0), sql(user.0)];
-        let heir = tx.row(
-            "select user_id from members where conversation = $1 and role >= 3 and user_id <> $2
-             order by since, user_id limit 1",
-            params,
-            |row| number(row, 0),
-        )?;
-        let heir = match heir {
-            Some(heir) => Some(heir),
-            None => tx.row(
-                "select user_id from members where conversation = $1 and user_id <> $2
-                 order by role desc, since, user_id limit 1",
-                params,
-                |row| number(row, 0),
-            )?,
-        };
-        changes.extend(heir.map(|heir| RoleChange {
-            user: UserId(heir),
-            role: Role::Owner,
-        }));
-    }
-    Ok(changes)
-}
-
-fn has_other_owner(tx: &Tx<'_>, id: ConversationId, user: UserId) -> Result<bool, DirectoryError> {
-    tx.exists(
-        "select 1 from members where conversation = $1 and role >= 3 and role = 4 and user_id <> $2",
-        params![sql(id.0), sql(user.0)],
-    )
-}
-
-/// Takes the conversation's row lock: versions are given out under it.
-fn lock(tx: &Tx<'_>, id: ConversationId) -> Result<ConversationRecord, DirectoryError> {
-    tx.row(
-        concat!(
-            "update conversations as c set version = version where id = $1 returning ",
-            "id, kind, title, version, join_role, created"
-        ),
-        [sql(id.0)],
-        conversation,
-    )?
-    .ok_or(DirectoryError::NotFound(What::Conversation))
-}
-
-/// Who wants to change something. An operator ranks above every owner.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Actor {
-    Member(Role),
-    Operator,
-}
-
-/// The lock, for somebody who wants to change others: the conversation and who they are in it.
-fn lock_as(
-    tx: &Tx<'_>,
-    id: ConversationId,
-    by: UserId,
-) -> Result<(ConversationRecord, Actor), DirectoryError> {
-    let there = lock(tx, id)?;
-    let actor = if by == UserId(0) {
-        Actor::Operator
-    } else {
-        Actor::Member(role_of(tx, id, by)?)
-    };
-    if actor == Actor::Member(Role::None) {
-        return Err(DirectoryError::NotFound(What::Conversation));
-    }
-    must_have_changing_members(&there)?;
-    Ok((there, actor))
-}
-
-fn must_have_changing_members(there: &ConversationRecord) -> Result<(), DirectoryError> {
-    if there.kind == ConversationKind::Direct {
-        Err(DirectoryError::Refused(Refusal::Direct))
-    } else {
-        Ok(())
-    }
-}
-
-/// An admin or above, and above whom it concerns.
-fn may_touch(actor: Actor, theirs: Role) -> Result<(), DirectoryError> {
-    let allowed = actor >= Actor::Member(Role::Admin) && actor > Actor::Member(theirs);
-    if allowed {
-        Ok(())
-    } else {
-        Err(DirectoryError::Refused(Refusal::Role))
-    }
-}
-
-/// A role below the actor's own; owners make owners.
-fn may_give(actor: Actor, given: Role) -> Result<(), DirectoryError> {
-    if given == Role::None {
-        return Err(DirectoryError::Refused(Refusal::Invalid));
-    }
-    let owner = actor >= Actor::Member(Role::Owner);
-    let allowed = owner || (actor >= Actor::Member(Role::Admin) && actor > Actor::Member(given));
-    if allowed {
-        Ok(())
-    } else {
-        Err(DirectoryError::Refused(Refusal::Role))
-    }
-}
-
-fn must_be_welcome(tx: &Tx<'_>, id: ConversationId, user: UserId) -> Result<(), DirectoryError> {
-    tx.must_be_active(user)?;
-    let banned = tx.exists(
-        "select 1 from bans where conversation = $1 and user_id = $2",
-        params![sql(id.0), sql(user.0)],
-    )?;
-    if banned {
-        Err(DirectoryError::Refused(Refusal::Banned))
-    } else {
-        Ok(())
-    }
-}
-
-fn role_of(tx: &Tx<'_>, id: ConversationId, user: UserId) -> Result<Role, DirectoryError> {
-    let found = tx.row(
-        "select role from members where conversation = $1 and user_id = $2",
-        params![sql(id.0), sql(user.0)],
-        |row| role(row, 0),
-    )?;
-    Ok(found.unwrap_or(Role::None))
-}
-
-fn find(tx: &Tx<'_>, id: ConversationId) -> Result<Option<ConversationRecord>, DirectoryError> {
+) -> Result<Option<ConversationRecord>, DirectoryError> {
     tx.row(
         concat!(
             "select ",
@@ -646,7 +365,7 @@ fn unchanged(there: &ConversationRecord) -> Change {
     }
 }
 
-fn check_title(title: &str) -> Result<(), DirectoryError> {
+pub(super) fn check_title(title: &str) -> Result<(), DirectoryError> {
     if title.len() > TITLE_BYTES_MAX {
         Err(DirectoryError::Refused(Refusal::Invalid))
     } else {
@@ -654,22 +373,10 @@ fn check_title(title: &str) -> Result<(), DirectoryError> {
     }
 }
 
-fn sorted(mut users: Vec<UserId>) -> Vec<UserId> {
+pub(super) fn sorted(mut users: Vec<UserId>) -> Vec<UserId> {
     users.sort_unstable();
     users.dedup();
     users
-}
-
-/// What makes two creations the same request.
-fn fingerprint(kind: ConversationKind, title: &str, join_role: Role, others: &[UserId]) -> Vec<u8> {
-    let mut hash = Sha256::new();
-    hash.update([kind as u8, join_role as u8]);
-    hash.update((title.len() as u64).to_be_bytes());
-    hash.update(title.as_bytes());
-    for user in others {
-        hash.update(user.0.to_be_bytes());
-    }
-    hash.finalize().to_vec()
 }
 
 fn outbox_entry(payload: Bytes) -> Result<OutboxEntry, DirectoryError> {

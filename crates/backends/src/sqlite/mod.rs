@@ -24,7 +24,9 @@ use tidings_core::ports::directory::DirectoryError;
 mod accounts;
 mod conversations;
 mod credentials;
+mod founding;
 mod rows;
+mod rules;
 mod threads;
 mod tx;
 

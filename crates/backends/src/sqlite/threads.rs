@@ -221,7 +221,7 @@ impl Writer {
                 }
                 match ran.outcome {
                     Ok(()) => *relay |= tx.changed_members(),
-                    Err(error @ (DirectoryError::Full | DirectoryError::Corrupt(_))) => {
+                    Err(error @ DirectoryError::Full) => {
                         return Ok(Err(error));
                     }
                     Err(_) => connection.execute_batch("rollback to call")?,

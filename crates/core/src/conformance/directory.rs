@@ -6,6 +6,7 @@
 mod accounts;
 mod conversations;
 mod credentials;
+mod members;
 
 use crate::ids::UserId;
 use crate::ports::directory::{Directory, DirectoryError, LoginName, NewUser};
@@ -25,10 +26,10 @@ pub async fn all(directory: &dyn Directory) {
     conversations::a_pair_has_one_direct_conversation(directory).await;
     conversations::a_creation_under_a_key_happens_once(directory).await;
     conversations::versions_are_counted_without_a_hole(directory).await;
-    conversations::roles_bound_what_a_member_may_do(directory).await;
-    conversations::an_outsider_learns_nothing(directory).await;
-    conversations::a_ban_holds_until_lifted(directory).await;
-    conversations::an_owner_who_leaves_has_an_heir(directory).await;
+    members::roles_bound_what_a_member_may_do(directory).await;
+    members::an_outsider_learns_nothing(directory).await;
+    members::a_ban_holds_until_lifted(directory).await;
+    members::an_owner_who_leaves_has_an_heir(directory).await;
     conversations::the_outbox_keeps_order_until_done(directory).await;
     conversations::one_event_names_a_thousand_at_most(directory).await;
     conversations::lists_come_in_pages(directory).await;
