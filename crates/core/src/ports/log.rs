@@ -62,13 +62,22 @@ pub trait Log: Send + Sync {
     }
 
     /// Queues records; returns at once, reports later. Refused with `Unavailable`
-    /// when the bounded queue is full.
+    /// when the bounded queue is full, which a call larger than the whole queue finds always.
+    ///
+    /// `Full` refuses everything queued behind it as well. Still, a call made before the report of
+    /// a refused one arrived may be appended: who needs order looks at the counters of the records.
     fn append(&self, records: Vec<Append>, report: AppendReport);
 
     /// The committed records from `from` on, at least one and about `bytes_max` at most
     /// (a single larger record is given alone). Waits until there is one; dropping the
     /// future loses nothing. `from` may name a hole: the next record is given.
-    fn read(&self, partition: Partition, from: Position, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Committed>, LogError>>;
+    /// `Unavailable` when the log was shut down and there won't be one.
+    fn read(
+        &self,
+        partition: Partition,
+        from: Position,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Vec<Committed>, LogError>>;
 
     /// Where routing goes on after a restart: the last position given to [`Log::commit`],
     /// or the first of a new log.
@@ -77,8 +86,13 @@ pub trait Log: Send + Sync {
     /// Says that everything before `position` is stored durably: it may be trimmed.
     /// A lower position than before changes nothing. Durable some time after return:
     /// after a crash [`Log::committed`] may give an earlier one.
-    fn commit(&self, partition: Partition, position: Position) -> BoxFuture<'_, Result<(), LogError>>;
+    fn commit(
+        &self,
+        partition: Partition,
+        position: Position,
+    ) -> BoxFuture<'_, Result<(), LogError>>;
 
-    /// The position that the next record will get; everything before it is committed or being so.
+    /// The position behind the last committed record: everything before it can be read, and a
+    /// read from it waits.
     fn end(&self, partition: Partition) -> Position;
 }
