@@ -6,6 +6,7 @@
 
 pub mod conformance;
 pub mod ids;
+pub mod in_process;
 pub mod path;
 pub mod ports;
 pub mod record;

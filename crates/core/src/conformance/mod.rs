@@ -3,4 +3,5 @@
 pub mod blobs;
 pub mod directory;
 pub mod log;
+pub mod registry;
 pub mod store;
