@@ -52,7 +52,7 @@ pub struct Lane {
     pub queue: VecDeque<Queued>,
     /// How many of them, from the front, have a counter.
     pub numbered: usize,
-    /// Replaced messages of which it isn't known which form was accepted.
+    /// Messages of which it isn't known whether they or empty ones in their place were accepted.
     pub doubts: Vec<Doubt>,
 }
 
@@ -84,7 +84,7 @@ pub struct Refused {
     pub code: String,
 }
 
-/// A replaced message whose counter was accepted, in one of its two forms.
+/// A message that was, or may have been, replaced, and whose counter was accepted in one form.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Doubt {
     /// The client's own number for it.
@@ -97,8 +97,8 @@ pub struct Doubt {
     pub grant: u64,
     /// The id of the message itself.
     pub id: u64,
-    /// Its stand-in.
-    pub refused: Refused,
+    /// The error code that refused it, if this outbox heard of one.
+    pub code: Option<String>,
     /// Its seq is at least this.
     pub from: u64,
     /// Its seq is below this.
@@ -173,6 +173,9 @@ pub enum PersistOp {
         seq: u64,
         /// Now, microseconds since 1970.
         at: u64,
+        /// Those below `counter` and up to this one may have been replaced by another life
+        /// of this outbox.
+        unsure: u64,
     },
     /// The grant has ended: what is numbered loses its counter and waits for the next grant.
     /// Replaced messages leave the outbox, having failed.
@@ -336,8 +339,9 @@ impl Lane {
                 id,
                 seq,
                 at,
+                unsure,
                 ..
-            } => self.ack(*counter, *id, *seq, *at),
+            } => self.ack((*counter, *id, *seq), *at, *unsure),
             PersistOp::Over { .. } => {
                 let numbered = std::mem::take(&mut self.numbered);
                 let mut place = 0;
@@ -378,7 +382,7 @@ impl Lane {
         }
     }
 
-    fn ack(&mut self, counter: u64, id: u64, seq: u64, at: u64) {
+    fn ack(&mut self, (counter, id, seq): (u64, u64, u64), at: u64, unsure: u64) {
         let from = self.floor() + 1;
         while self.acked < counter && self.numbered > 0 {
             let Some(message) = self.queue.pop_front() else {
@@ -386,16 +390,15 @@ impl Lane {
             };
             self.acked += 1;
             self.numbered -= 1;
-            if let Some(refused) = message.refused
-                && self.acked < counter
-            {
+            let doubtful = message.refused.is_some() || self.acked <= unsure;
+            if doubtful && self.acked < counter {
                 self.doubts.push(Doubt {
                     local: message.local,
                     counter: self.acked,
                     sender: self.sender,
                     grant: self.grant,
                     id: message.id,
-                    refused,
+                    code: message.refused.map(|r| r.code),
                     from,
                     below: seq,
                 });

@@ -38,6 +38,8 @@ pub(super) struct Inbox {
     pub(super) stored: u64,
     pub(super) read: u64,
     pub(super) holes: Vec<(u64, u64)>,
+    /// The outbox has looked at every event from the cursor of the start up to this seq.
+    pub(super) looked: u64,
     /// The highest seq heard of.
     pub(super) head: u64,
     held: BTreeMap<u64, Event>,
@@ -58,9 +60,17 @@ impl Inbox {
             stored: cursor.have,
             read: cursor.read,
             holes: cursor.holes.clone(),
+            looked: cursor.have,
             head: cursor.have,
             ..Inbox::default()
         }
+    }
+
+    fn went_to(&mut self, seq: u64) {
+        if self.looked == self.have {
+            self.looked = seq;
+        }
+        self.have = seq;
     }
 
     fn is_behind(&self) -> bool {
@@ -303,7 +313,9 @@ impl ClientCore {
             return;
         }
         inbox.leave_out(from, to);
+        let looked = inbox.looked;
         self.jump(conversation, to);
+        self.inbox(conversation).looked = looked;
         self.app(AppEvent::Hole {
             conversation,
             from,
@@ -315,7 +327,7 @@ impl ClientCore {
     fn jump(&mut self, conversation: u64, to: u64) {
         let inbox = self.inbox(conversation);
         if to > inbox.have {
-            inbox.have = to;
+            inbox.went_to(to);
             inbox.held = inbox.held.split_off(&(to + 1));
             self.gave(conversation);
         }
@@ -339,7 +351,7 @@ impl ClientCore {
     fn give(&mut self, now: u64, event: Event) {
         let conversation = event.conversation;
         let inbox = self.inbox(conversation);
-        inbox.have = event.seq;
+        inbox.went_to(event.seq);
         inbox.failures = 0;
         self.gave(conversation);
         if event.kind == i32::from(Kind::Members) {
@@ -540,7 +552,7 @@ impl ClientCore {
             };
             let event = first.remove();
             if event.seq > inbox.have {
-                inbox.have = event.seq - 1;
+                inbox.went_to(event.seq - 1);
                 self.give(now, event);
             }
         }

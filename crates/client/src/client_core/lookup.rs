@@ -1,10 +1,12 @@
 //! Finding out from the history what became of messages.
 //!
-//! Four things need it: an outbox that is a copy, a sender id that the server may have
+//! Five things need it: an outbox that is a copy, messages that waited when the client started, a sender id that the server may have
 //! forgotten, a grant that ended while a gateway refuses to ask the router, and a replaced
 //! message of which either form may have been accepted. A lookup reads every seq from the
 //! last one known to be this lane's up to the head that the answer named; nothing of the
-//! old lineage can be accepted after that head, so what isn't found never was.
+//! old lineage can be accepted after that head, so what isn't found never was. An outbox
+//! that is a copy reads on to the head that a sync of this connection told: the other one
+//! may have sent the same messages under a fresh sender id of its own.
 
 use std::collections::BTreeMap;
 
@@ -28,6 +30,8 @@ pub(super) enum Why {
     Ended,
     /// Which form of a replaced message was accepted.
     Doubts,
+    /// Whether messages that waited at the start were sent by another life of this outbox.
+    Restored,
 }
 
 /// A reading of the history under way.
@@ -38,6 +42,8 @@ pub(super) struct Lookup {
     at: u64,
     /// The last one.
     to: u64,
+    /// `to` is at least what a sync of this connection said.
+    synced: bool,
     asked: bool,
     retry_at: u64,
     failures: u32,
@@ -86,6 +92,7 @@ impl ClientCore {
             why,
             at,
             to,
+            synced: false,
             asked: false,
             retry_at: now,
             failures: 0,
@@ -98,6 +105,16 @@ impl ClientCore {
         }
         self.recount(conversation);
         self.tick_lookup(now, conversation);
+    }
+
+    /// Looks for messages that waited at the start, once a sync has told the head.
+    pub(super) fn look_for_restored(&mut self, now: u64, conversation: u64) {
+        let ready = self.link.ready() && !self.sync.expected();
+        let flow = self.flow(conversation);
+        if ready && flow.restored && flow.lookup.is_none() {
+            let head = self.inbox(conversation).head;
+            self.look_up(now, conversation, Why::Restored, head);
+        }
     }
 
     /// Looks for replaced messages that are in doubt.
@@ -125,11 +142,21 @@ impl ClientCore {
         }
         let page_max = self.page_max();
         let crowded = self.pending.len() >= PENDING_MAX;
+        let syncing = self.sync.expected();
+        let head = self.inbox(conversation).head;
         let Some(lookup) = &mut self.flow(conversation).lookup else {
             return;
         };
         if lookup.asked || lookup.retry_at > now {
             return;
+        }
+        if lookup.leaves_sender() && !lookup.synced {
+            if syncing {
+                lookup.retry_at = now + RETRY_FIRST;
+                return;
+            }
+            lookup.synced = true;
+            lookup.to = lookup.to.max(head);
         }
         if lookup.at > lookup.to {
             self.finish_lookup(now, conversation);
@@ -210,6 +237,8 @@ impl ClientCore {
                     self.over(now, conversation);
                 }
             }
+            // Those sent were settled while reading.
+            Why::Restored => self.flow(conversation).restored = false,
             Why::Doubts => {
                 let lane = self.saved.lanes.get(&conversation);
                 let left: Vec<u64> = lane
@@ -219,15 +248,16 @@ impl ClientCore {
                     .map(|d| d.local)
                     .collect();
                 for local in left {
-                    self.settle(conversation, local);
                     self.app(AppEvent::Unknown {
                         conversation,
                         local: LocalId(local),
                     });
+                    self.settle(conversation, local);
                 }
                 self.look_into_doubts(now);
             }
         }
+        self.look_for_restored(now, conversation);
         self.pump(now, conversation);
     }
 
@@ -255,12 +285,6 @@ impl ClientCore {
             fates.push((message.local, message.body.len(), fate));
         }
         let decided = fates.iter().map(|(local, ..)| *local).collect();
-        let new = self.random_id();
-        self.persist(PersistOp::Fresh {
-            conversation,
-            sender: new,
-            decided,
-        });
         for (local, bytes, fate) in fates {
             self.leaves(bytes);
             match fate {
@@ -274,6 +298,8 @@ impl ClientCore {
                 }
             }
         }
+        let new = self.random_id();
+        self.persist(PersistOp::Fresh { conversation, sender: new, decided });
         if matches!(lookup.why, Why::Copy { .. }) {
             self.app(AppEvent::CopyNoticed {
                 conversation,

@@ -13,6 +13,10 @@
 //! | `gap` | … and those from n + 1 go out again |
 //! | `fork` | … and again with the previous id named; only a replaced message leads here |
 //! | `over` | … and the rest never will be under this grant: they wait for the next one |
+//!
+//! What the server decided is told to the app before it is saved: killed in between, the
+//! client asks again, gets the same answer and tells it again. What the client decides
+//! itself (a message too long, one withdrawn) is saved first.
 
 use tidings_protocol::codes::Remedy;
 use tidings_protocol::wire::{self, Ack, Encoding, Event, Kind, Role, Status, command};
@@ -51,6 +55,14 @@ pub(super) struct Flow {
     resend_at: Option<u64>,
     resend_wait: u64,
     asked_grant: bool,
+    /// Messages wait here since before this start. If what was saved is an old backup, they
+    /// may have been sent since, under whatever sender id and grant: none gets a counter
+    /// before the history since the saved cursor was looked through for them.
+    pub(super) restored: bool,
+    /// Counters up to this one were given before this start. If what was saved is an old
+    /// backup, a later life may have replaced one of them, and the id of a message behind it
+    /// doesn't tell: only an answer or an event naming the message itself does.
+    unsure: u64,
     /// How many of the messages in flight are this lane's.
     flying: usize,
     pub(super) lookup: Option<Lookup>,
@@ -62,6 +74,8 @@ impl Flow {
         let grant = if lane.over { 0 } else { lane.grant };
         Flow {
             known: (lane.grant, grant),
+            restored: lane.queue.len() > lane.numbered,
+            unsure: lane.last_counter(),
             ..Flow::default()
         }
     }
@@ -70,6 +84,8 @@ impl Flow {
     fn down(&mut self) {
         *self = Flow {
             known: self.known,
+            restored: self.restored,
+            unsure: self.unsure,
             ..Flow::default()
         };
     }
@@ -106,16 +122,14 @@ impl ClientCore {
             .iter()
             .find(|d| (d.sender, d.grant, d.counter) == number);
         if let Some(doubt) = doubt.cloned() {
-            self.settle(conversation, doubt.local);
             if event.id == doubt.id {
                 self.sent(conversation, doubt.local, event);
             } else {
-                self.fail(
-                    conversation,
-                    doubt.local,
-                    FailReason::Refused(doubt.refused.code),
-                );
+                let code = doubt.code.unwrap_or_else(|| ErrorCode::Refused.as_str().into());
+                let reason = FailReason::Refused(code);
+                self.fail(conversation, doubt.local, reason);
             }
+            self.settle(conversation, doubt.local);
             return;
         }
         // Another copy of this outbox sent a message that waits here without a counter.
@@ -125,8 +139,8 @@ impl ClientCore {
             .skip(lane.numbered)
             .find(|m| m.id == event.id);
         if let Some(local) = elsewhere.map(|m| m.local) {
-            self.settle(conversation, local);
             self.sent(conversation, local, event);
+            self.settle(conversation, local);
             return;
         }
         let own = (event.sender, event.grant) == (lane.sender, lane.grant);
@@ -238,6 +252,7 @@ impl ClientCore {
         let Some(lane) = self.saved.lanes.get(&conversation) else {
             return;
         };
+        let unsure = self.flows.get(&conversation).map_or(0, |f| f.unsure);
         let mut decided = Vec::new();
         let mut own = None;
         for counter in lane.acked + 1..=ack.counter {
@@ -248,9 +263,10 @@ impl ClientCore {
             let outcome = match &message.refused {
                 Some(refused) if last && refused.id == ack.id => Err(Some(refused.code.clone())),
                 Some(_) if !last => Err(None),
+                None if !last && counter <= unsure => Err(None),
                 _ => Ok(if last { ack.seq } else { 0 }),
             };
-            if last && ack.seq > 0 {
+            if last && ack.seq > 0 && self.user != 0 {
                 let stand_in = outcome.is_err();
                 own = Some(Event {
                     conversation,
@@ -278,15 +294,6 @@ impl ClientCore {
             }
             decided.push((message.local, message.body.len(), counter, outcome));
         }
-        let at = self.link.server_time(now);
-        let (counter, id, seq) = (ack.counter, ack.id, ack.seq);
-        self.persist(PersistOp::Acked {
-            conversation,
-            counter,
-            id,
-            seq,
-            at,
-        });
         let mut doubtful = false;
         for (local, bytes, counter, outcome) in decided {
             match outcome {
@@ -301,6 +308,16 @@ impl ClientCore {
             }
             self.leaves(bytes);
         }
+        let at = self.link.server_time(now);
+        let (counter, id, seq) = (ack.counter, ack.id, ack.seq);
+        self.persist(PersistOp::Acked {
+            conversation,
+            counter,
+            id,
+            seq,
+            at,
+            unsure,
+        });
         let flow = self.flow(conversation);
         flow.next = flow.next.max(counter + 1);
         flow.paused_until = 0;
@@ -322,7 +339,7 @@ impl ClientCore {
         let Some(lane) = self.saved.lanes.get(&conversation) else {
             return;
         };
-        let grant = lane.grant;
+        let (grant, acked) = (lane.grant, lane.acked);
         let rest: Vec<(u64, usize, Option<String>)> = (lane.queue.iter().take(lane.numbered))
             .map(|m| {
                 (
@@ -332,9 +349,7 @@ impl ClientCore {
                 )
             })
             .collect();
-        if !lane.over {
-            self.persist(PersistOp::Over { conversation });
-        }
+        let newly = !lane.over;
         for (local, bytes, code) in rest {
             match code {
                 None => self.app(AppEvent::Offered {
@@ -347,9 +362,16 @@ impl ClientCore {
                 }
             }
         }
+        if newly {
+            self.persist(PersistOp::Over { conversation });
+        }
+        let flow = self.flow(conversation);
+        // A later life may have sent under the next grant what a backup still has under this one.
+        flow.restored |= acked < std::mem::take(&mut flow.unsure);
         self.recount(conversation);
         self.still_busy(conversation);
         self.grant_ended(now, conversation, grant);
+        self.look_for_restored(now, conversation);
     }
 
     /// This grant counts no more; unless a later one is known, a sync tells what does.
@@ -438,7 +460,8 @@ impl ClientCore {
             return;
         };
         let known = self.flows.get(&conversation).map_or(0, |f| f.known.1);
-        if lane.numbered == 0 && known > lane.grant && !lane.queue.is_empty() {
+        let restored = self.flows.get(&conversation).is_some_and(|f| f.restored);
+        if lane.numbered == 0 && known > lane.grant && !lane.queue.is_empty() && !restored {
             let sender = if lane.sender == 0 {
                 self.saved.sender
             } else {
@@ -453,6 +476,7 @@ impl ClientCore {
             });
             let flow = self.flow(conversation);
             (flow.next, flow.gap_at, flow.fork_at) = (1, None, None);
+            flow.unsure = 0;
         }
         let room = self.room();
         let Some(lane) = self.saved.lanes.get(&conversation) else {
@@ -465,7 +489,7 @@ impl ClientCore {
             .map_or(0, |f| f.next)
             .max(acked + 1);
         let unsent = (lane.last_counter() + 1).saturating_sub(next) as usize;
-        let may_number = lane.grant != 0 && !lane.over && known == lane.grant;
+        let may_number = lane.grant != 0 && !lane.over && known == lane.grant && !restored;
         let fresh = if may_number {
             let waiting = lane.queue.len() - lane.numbered;
             let window = self
@@ -634,6 +658,7 @@ impl ClientCore {
                 flow.next = acked + 1;
                 self.recount(conversation);
             }
+            self.look_for_restored(now, conversation);
             self.tick_lookup(now, conversation);
             self.pump(now, conversation);
         }
@@ -678,6 +703,7 @@ impl ClientCore {
                 let head = self.inbox(conversation).head;
                 self.look_up(now, conversation, Why::Ended, head);
             }
+            self.look_for_restored(now, conversation);
             self.pump(now, conversation);
         }
     }
