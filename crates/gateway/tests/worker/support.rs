@@ -267,7 +267,7 @@ impl Client {
     pub fn assert_ended(&mut self) {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
-            Ok(_) => assert_eq!(rest, [], "nothing behind the end"),
+            Ok(_) => assert!(rest.is_empty(), "nothing behind the end"),
             Err(error) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
         }
     }
