@@ -4,6 +4,7 @@
 //! and [`worker`] (one thread, one epoll, one listener, a slab of sessions). Logic reaches it
 //! only through [`worker::Handler`] and [`worker::Io`].
 
+pub mod host;
 pub mod http_head;
 pub mod logic;
 pub mod tls;

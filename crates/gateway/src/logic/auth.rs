@@ -115,12 +115,8 @@ impl GatewayCore {
         shift(&self.metrics.sessions, 1);
         out.admitted(slot);
         self.ready(out, slot, r#ref);
-        out.put_session(SessionEntry {
-            user: principal.user,
-            device: principal.device,
-            session: id,
-            gateway: self.settings.gateway,
-        });
+        let (user, device, gateway) = (principal.user, principal.device, self.settings.gateway);
+        out.put_session(SessionEntry { user, device, session: id, gateway }, true);
         self.begin_opening(out, slot);
     }
 

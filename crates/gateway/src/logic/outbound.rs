@@ -84,8 +84,9 @@ pub trait Outbound {
     /// Reads events `from..=to`; [`super::GatewayCore::events_read`] follows.
     fn read_events(&mut self, request: u64, conversation: ConversationId, from: Seq, to: Seq, bytes_max: usize);
 
-    /// Adds or refreshes a session in the registry.
-    fn put_session(&mut self, entry: SessionEntry);
+    /// Adds a session to the registry, or refreshes it. A new one takes the place of older
+    /// sessions of its device on other workers, see [`super::GatewayCore::end_session`].
+    fn put_session(&mut self, entry: SessionEntry, is_new: bool);
 
     /// Removes a session from the registry.
     fn remove_session(&mut self, user: UserId, session: SessionId, at: Micros);

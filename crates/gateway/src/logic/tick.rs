@@ -158,7 +158,7 @@ impl GatewayCore {
                 out.send(slot, &beat_frame(format, heads, with_ping));
             }
         }
-        out.put_session(entry);
+        out.put_session(entry, false);
         if let Some(session) = self.sessions.get_mut(slot) {
             session.beat = seconds(self.now);
         }

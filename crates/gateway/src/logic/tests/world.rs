@@ -204,8 +204,10 @@ impl Outbound for Outside {
         self.inbox.push_back(Input::Read(request, conversation, from, to));
     }
 
-    fn put_session(&mut self, entry: SessionEntry) {
-        self.sessions.push(entry);
+    fn put_session(&mut self, entry: SessionEntry, is_new: bool) {
+        if is_new {
+            self.sessions.push(entry);
+        }
     }
 
     fn remove_session(&mut self, _user: UserId, session: SessionId, _at: Micros) {

@@ -1,0 +1,73 @@
+//! What other threads tell a worker.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use tidings_core::ids::{ConversationId, SessionId, UserId};
+use tidings_core::ports::directory::Revocation;
+use tidings_core::ports::log::LogError;
+use tidings_core::ports::registry::UserPresence;
+use tidings_core::ports::store::StoreError;
+use tidings_core::rows::EventRow;
+use tidings_protocol::CloseCode;
+
+use crate::logic::{AuthFailure, Principal};
+use crate::worker::Waker;
+
+/// An answer to a call of the core, or news from the rest of the process.
+pub(super) enum Input {
+    Appended(u64, Result<(), LogError>),
+    Authenticated(SessionId, Result<Principal, AuthFailure>),
+    UserLoaded(UserId, Option<Vec<ConversationId>>),
+    EventsRead(u64, Result<Vec<EventRow>, StoreError>),
+    Presence(Option<u64>, Vec<UserPresence>),
+    Revoked(Revocation),
+    End(SessionId, CloseCode),
+    Drain,
+}
+
+/// A worker's inbox. Answers are bounded by the calls under way, which the core and the ports
+/// bound; news are few.
+#[derive(Default)]
+pub struct Inbox {
+    queue: Mutex<Vec<Input>>,
+    waker: OnceLock<Waker>,
+}
+
+impl Inbox {
+    /// Whom to wake. What came before is seen by the first turn.
+    pub(super) fn attach(&self, waker: Waker) {
+        if self.waker.set(waker).is_ok() {
+            self.wake();
+        }
+    }
+
+    pub(super) fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake();
+        }
+    }
+
+    pub(super) fn push(&self, input: Input) {
+        let was_empty = {
+            let mut queue = self.queue();
+            queue.push(input);
+            queue.len() == 1
+        };
+        if was_empty {
+            self.wake();
+        }
+    }
+
+    /// For what may wait until the worker turns for another reason, or a second.
+    pub(super) fn push_quietly(&self, input: Input) {
+        self.queue().push(input);
+    }
+
+    pub(super) fn take(&self, into: &mut Vec<Input>) {
+        std::mem::swap(&mut *self.queue(), into);
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Vec<Input>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
