@@ -266,7 +266,7 @@ fn measure(messages: &[(String, String)], codec: Codec, columns: bool) -> Result
     runtime.block_on(store.put_cursors(P, cursors))?;
     store.compact_all()?;
     let written = cpu() - began - putting;
-    let (_, bytes) = store.size();
+    let bytes = store.figures().segment_bytes;
 
     let began = cpu();
     let mut from = 1;

@@ -193,7 +193,7 @@ fn the_position_moves_without_rows() {
     let store = open(&disk, quiet());
     run(store.settle(P, at(9))).unwrap();
     store.flush().unwrap();
-    assert_eq!((store.settled(P), store.size().0), (at(9), 0));
+    assert_eq!((store.settled(P), store.figures().segments), (at(9), 0));
     assert_eq!(open(&disk, quiet()).settled(P), at(9));
 }
 
@@ -207,15 +207,12 @@ fn threads_flush_what_grows_large_and_merge_what_grows_many() {
     let store = open(&SimDisk::new(), options);
     let mut seq = 0;
     // Ends when a merge has been seen; the test's runner bounds the time.
-    let mut most = 0;
     loop {
         put(&store, seq + 1..=seq + 20).unwrap();
         seq += 20;
-        let (segments, _) = store.size();
-        if segments < most {
+        if store.figures().merges > 0 {
             break;
         }
-        most = segments;
         std::thread::yield_now();
     }
     assert!(store.settled(P) > Position::default());
@@ -314,11 +311,17 @@ fn a_full_disk_keeps_rows_in_memory_and_goes_on_when_there_is_room_twenty_times(
         }
         assert_eq!(run(store.settle(P, end)).unwrap(), durable);
         assert_eq!(store.flush(), Err(StoreError::Full), "round {round}");
+        assert_eq!(store.figures().full, 1);
         assert_eq!(store.settled(P), durable, "a failed flush moves nothing");
         let refused = (0..1000)
             .find_map(|_| add(&store).err())
             .expect("memory is bounded");
         assert_eq!(refused, StoreError::Full);
+        assert_eq!(
+            run(store.settle(P, end)).unwrap(),
+            durable,
+            "settling is never refused"
+        );
         disk.set_capacity(None);
         if round % 4 == 3 {
             store.compact_all().unwrap()
@@ -336,7 +339,7 @@ fn a_full_disk_keeps_rows_in_memory_and_goes_on_when_there_is_room_twenty_times(
     let names = disk.list().unwrap().len();
     assert_eq!(
         names,
-        store.size().0 + 1,
+        store.figures().segments as usize + 1,
         "no file is left of the flushes that failed"
     );
     store.flush().unwrap();
@@ -575,5 +578,78 @@ fn an_old_table_is_flushed_by_itself() {
     let store = open(&SimDisk::new(), options);
     while put(&store, 1..=3).unwrap() < at(4) {
         std::thread::yield_now();
+    }
+}
+
+/// The rows of the folder `fixtures/store-1`, which a store of format 1 wrote.
+fn fixture(conversation: u64) -> (Vec<EventRow>, Vec<StateRow>, CursorRow) {
+    let c = ConversationId(conversation);
+    let events = (1..=60).map(|seq| event(c, seq, at(seq))).collect();
+    let (user, sender) = (UserId(2), SenderId(11));
+    let keys = [
+        StateKey::Head,
+        StateKey::Grant(user),
+        StateKey::Sender(user, sender),
+    ];
+    let rows = keys.map(|key| state(c, key, at(60))).to_vec();
+    (
+        events,
+        rows,
+        CursorRow {
+            conversation: c,
+            user,
+            delivered: 60,
+            read: 44,
+        },
+    )
+}
+
+#[test]
+#[ignore = "writes the fixture, once for each format"]
+fn write_the_fixture() {
+    let folder = std::path::Path::new(FIXTURE);
+    std::fs::create_dir_all(folder).unwrap();
+    let disk = Arc::new(RealDisk::open(folder).unwrap());
+    let store = LsmStore::open(disk, quiet()).unwrap();
+    for conversation in [5, u64::MAX] {
+        let (events, rows, cursor) = fixture(conversation);
+        run(async {
+            store.put_events(P, events).await.unwrap();
+            store.put_state(P, rows).await.unwrap();
+            store.put_cursors(P, vec![cursor]).await.unwrap();
+            store.settle(P, at(61)).await.unwrap();
+        });
+        store.flush().unwrap();
+    }
+}
+
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/store-1");
+
+#[test]
+fn files_of_format_1_are_read() {
+    let copy = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(FIXTURE).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.path().join(file.file_name())).unwrap();
+    }
+    let disk = Arc::new(RealDisk::open(copy.path()).unwrap());
+    let store = LsmStore::open(disk, quiet()).unwrap();
+    assert_eq!((store.settled(P), store.figures().segments), (at(61), 2));
+    for conversation in [5, u64::MAX] {
+        let (events, rows, cursor) = fixture(conversation);
+        let c = ConversationId(conversation);
+        assert_eq!(
+            run(store.read_events(c, 1, 99, usize::MAX)).unwrap(),
+            events
+        );
+        let keys = rows.iter().map(|row| row.key).collect();
+        assert_eq!(
+            run(store.read_state(c, keys)).unwrap(),
+            rows.into_iter().map(Some).collect::<Vec<_>>()
+        );
+        assert_eq!(
+            run(store.read_cursors(c, vec![cursor.user])).unwrap(),
+            [cursor]
+        );
     }
 }

@@ -184,6 +184,16 @@ fn whatever_a_crash_leaves_opens_and_holds_all_before_its_position() {
 }
 
 #[test]
+fn the_same_calls_do_the_same_to_the_disk() {
+    let [first, second] = [(), ()].map(|()| {
+        let disk = RecordingDisk::new(Arc::new(SimDisk::new()));
+        play(Arc::new(disk.clone()), |n| disk.mark(n));
+        disk.trace()
+    });
+    assert!(first.entries == second.entries);
+}
+
+#[test]
 fn the_check_finds_a_store_that_syncs_no_files() {
     let disk = RecordingDisk::new(Arc::new(SimDisk::new()));
     play(

@@ -91,6 +91,7 @@ impl Inner {
             flushing: Mutex::new(()),
             merging: Mutex::new(()),
             bell: Bell::default(),
+            counters: figures::Counters::default(),
         })
     }
 
@@ -276,6 +277,12 @@ impl Inner {
         *self.durable.write().unwrap_or_else(PoisonError::into_inner) = next.settled.clone();
         *manifest = next;
         drop(manifest);
+        let counter = if flushed.is_some() {
+            &self.counters.flushes
+        } else {
+            &self.counters.merges
+        };
+        figures::count(counter);
         for segment in old {
             self.cache.forget(segment.number);
             remove(&*self.disk, &segment::name(segment.number));
@@ -307,7 +314,10 @@ impl Inner {
                     (self.options.on_fatal)(why);
                 }
             }
-            Err(_) => remove(&*self.disk, &segment::name(number)),
+            Err(_) => {
+                figures::count(&self.counters.failures);
+                remove(&*self.disk, &segment::name(number));
+            }
         }
         done
     }
@@ -428,7 +438,12 @@ fn fatal_if_sync(trouble: Trouble, on_fatal: &OnFatal) -> StoreError {
 
 /// A file that stays is rubbish and no harm: the next start removes it.
 fn remove(disk: &dyn Disk, name: &str) {
-    if let Err(error) = disk.remove(name) {
-        tracing::warn!(name, %error, "a file that the store doesn't need can't be removed");
+    match disk.remove(name) {
+        Ok(()) => {}
+        // It was never made.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(name, %error, "a file that the store doesn't need can't be removed");
+        }
     }
 }

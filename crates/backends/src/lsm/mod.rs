@@ -26,6 +26,7 @@
 mod cache;
 mod columns;
 mod events;
+mod figures;
 mod filter;
 mod maintain;
 mod manifest;
@@ -48,6 +49,7 @@ use tidings_core::ports::disk::Disk;
 use tidings_core::ports::store::{Store, StoreError, StoreResult};
 use tidings_core::rows::{CursorRow, EventRow, StateKey, StateRow};
 
+pub use figures::Figures;
 pub use segment::Codec;
 
 /// Called when nobody knows any more what is on the disk; the default ends the process.
@@ -154,6 +156,7 @@ struct Inner {
     flushing: Mutex<()>,
     merging: Mutex<()>,
     bell: Bell,
+    counters: figures::Counters,
 }
 
 /// Wakes the threads.
@@ -217,13 +220,9 @@ impl LsmStore {
         Ok(self.inner.merge_all()?)
     }
 
-    /// The number of segments and the bytes they take, the manifest left out.
-    pub fn size(&self) -> (usize, u64) {
-        let view = self.inner.view();
-        (
-            view.segments.len(),
-            view.segments.iter().map(|s| s.len).sum(),
-        )
+    /// The store's counters and gauges now.
+    pub fn figures(&self) -> Figures {
+        self.inner.figures()
     }
 
     /// What takes the room: bytes of each column of the event and state blocks, and of indexes,
@@ -279,10 +278,10 @@ impl Inner {
     /// Runs a put on the active memtable, or refuses it.
     fn put(&self, put: impl FnOnce(&memtable::Memtable)) -> StoreResult<()> {
         let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
-        let active = view.active.bytes();
-        let unflushed = active + view.frozen.as_ref().map_or(0, |t| t.bytes());
+        let unflushed: usize = view.tables().map(memtable::Memtable::bytes).sum();
         let health = self.health.load(Ordering::Relaxed);
         if unflushed > self.options.unflushed_bytes_max || health == DEAD {
+            figures::count(&self.counters.refused);
             return Err(match health {
                 FULL => StoreError::Full,
                 DEAD => StoreError::Unavailable("a sync of the store's disk failed".into()),
@@ -290,6 +289,7 @@ impl Inner {
             });
         }
         put(&view.active);
+        let active = view.active.bytes();
         drop(view);
         if active > self.options.flush_bytes {
             self.ask_for_flush();
@@ -297,12 +297,17 @@ impl Inner {
         Ok(())
     }
 
-    fn settle(&self, partition: Partition, position: Position) -> StoreResult<Position> {
-        self.put(|table| table.settle(partition, position))?;
-        if !self.options.threads && self.view().active.bytes() > self.options.flush_bytes {
+    /// Never refused: it takes no memory, and a store that can't flush answers with a position
+    /// that stands still.
+    fn settle(&self, partition: Partition, position: Position) -> Position {
+        let view = self.view.read().unwrap_or_else(PoisonError::into_inner);
+        view.active.settle(partition, position);
+        let active = view.active.bytes();
+        drop(view);
+        if !self.options.threads && active > self.options.flush_bytes {
             self.flush_and_merge_here();
         }
-        Ok(self.durable(partition).min(position))
+        self.durable(partition).min(position)
     }
 }
 
@@ -324,7 +329,7 @@ impl Store for LsmStore {
         partition: Partition,
         position: Position,
     ) -> BoxFuture<'_, StoreResult<Position>> {
-        Box::pin(async move { self.inner.settle(partition, position) })
+        Box::pin(async move { Ok(self.inner.settle(partition, position)) })
     }
 
     fn read_events(

@@ -63,7 +63,8 @@ impl Page {
 }
 
 impl View {
-    fn tables(&self) -> impl Iterator<Item = &Memtable> {
+    /// The rows in memory.
+    pub fn tables(&self) -> impl Iterator<Item = &Memtable> {
         std::iter::once(&*self.active).chain(self.frozen.as_deref())
     }
 
