@@ -2,6 +2,8 @@
 //! each write, what wasn't synced is kept, dropped, torn or reordered, and what opens must
 //! hold everything acknowledged before the cut.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;

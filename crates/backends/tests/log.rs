@@ -1,5 +1,7 @@
 //! The embedded log behind its port: the common suite, full disks, failing syncs, damage, restarts.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests fail the test")]
+
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};

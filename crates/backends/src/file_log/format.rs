@@ -238,3 +238,98 @@ fn u64_at<const N: usize>(bytes: &[u8; N], at: usize) -> u64 {
     field.copy_from_slice(&bytes[at..at + 8]);
     u64::from_le_bytes(field)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame() -> Vec<u8> {
+        let facts = FrameFacts {
+            epoch: 1,
+            salt: 7,
+            first: 41,
+            appended: 1_000_000,
+            committed: 40,
+        };
+        let mut out = vec![9; 3];
+        encode_frame(&mut out, facts, &[Bytes::from_static(b"hey"), Bytes::new()]);
+        out
+    }
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    /// What is on disks already must go on being read: a change here needs a new version.
+    #[test]
+    fn the_stored_bytes_of_version_1_stay() {
+        let segment = SegmentHeader {
+            epoch: 1,
+            salt: 7,
+            first: 41,
+        };
+        let slot = Slot {
+            epoch: 1,
+            committed: 40,
+            generation: 3,
+        };
+        assert_eq!(
+            hex(&segment.encode()),
+            "744c736701000000010000000000000007000000000000002900000000000000523f857d"
+        );
+        assert_eq!(
+            hex(&slot.encode()),
+            "744c7073010000000100000000000000280000000000000003000000000000004797e119"
+        );
+        assert_eq!(
+            hex(&frame()),
+            "744c667201000000010000000b000000290000000000000040420f0000000000280000000000000002000000f03a761d68db21ab0300000068657900000000"
+        );
+        assert_eq!(segment_name(41), "log-0000000000000029.seg");
+        assert_eq!(SegmentHeader::decode(&segment.encode()), Ok(segment));
+        assert_eq!(Slot::decode(&slot.encode()), Ok(slot));
+    }
+
+    #[test]
+    fn a_frame_is_taken_apart_and_any_changed_bit_is_seen() {
+        let good = frame();
+        let whole = |bytes: &[u8]| {
+            let header = FrameHeader::decode(bytes, 7).ok()?;
+            header
+                .fits(&bytes[FRAME_HEADER_BYTES..], 7)
+                .then_some(header)
+        };
+        let header = whole(&good).expect("it is whole");
+        assert_eq!(
+            (header.first, header.end(), header.frame_bytes()),
+            (41, 43, good.len())
+        );
+        let body = Bytes::copy_from_slice(&good[FRAME_HEADER_BYTES..]);
+        assert!(payloads(body).eq(["hey", ""]));
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(whole(&bad), None, "bit {bit}");
+        }
+        assert_eq!(
+            FrameHeader::decode(&good, 8),
+            Err(Bad::Damaged),
+            "another log's salt"
+        );
+        assert_eq!(FrameHeader::decode(&good[..40], 7), Err(Bad::Damaged));
+    }
+
+    #[test]
+    fn only_our_names_are_segments() {
+        for name in [
+            "log-29.seg",
+            "log-0000000000000029.seg.old",
+            "log-position",
+            "log-000000000000002G.seg",
+            "x",
+        ] {
+            assert_eq!(segment_first(name), None, "{name}");
+        }
+        assert_eq!(segment_first("log-0000000000000029.seg"), Some(41));
+    }
+}
