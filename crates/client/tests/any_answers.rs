@@ -31,7 +31,10 @@ fn faults() -> impl Strategy<Value = Faults> {
 }
 
 fn cases() -> u32 {
-    std::env::var("PROPTEST_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(400)
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(400)
 }
 
 proptest! {
@@ -56,35 +59,41 @@ proptest! {
 
 #[test]
 fn restored_backups_are_noticed_as_copies() {
-    let faults = Faults { cut: true, crash: true, restore: true, ..Faults::default() };
-    let noticed: usize =
-        (0..40).map(|seed| run(seed, faults, Format::Proto, Mode::Complete).copies_noticed).sum();
-    assert!(noticed > 5, "only {noticed} of 40 runs noticed a copy: the runs test too little");
+    let faults = Faults {
+        cut: true,
+        crash: true,
+        restore: true,
+        ..Faults::default()
+    };
+    let noticed: usize = (0..40)
+        .map(|seed| run(seed, faults, Format::Proto, Mode::Complete).copies_noticed)
+        .sum();
+    assert!(
+        noticed > 5,
+        "only {noticed} of 40 runs noticed a copy: the runs test too little"
+    );
 }
 
 #[test]
 fn the_same_seed_gives_the_same_log() {
-    let faults =
-        Faults { cut: true, answers: true, crash: true, members: true, restore: true, refuse: true, clone: true };
+    let faults = Faults {
+        cut: true,
+        answers: true,
+        crash: true,
+        members: true,
+        restore: true,
+        refuse: true,
+        clone: true,
+    };
     for seed in 0..10 {
         let logs: Vec<_> = (0..2)
-            .map(|_| run(seed, faults, Format::Proto, Mode::Complete).server.conversations)
+            .map(|_| {
+                run(seed, faults, Format::Proto, Mode::Complete)
+                    .server
+                    .conversations
+            })
             .map(|c| c.into_values().map(|c| c.events).collect::<Vec<_>>())
             .collect();
         assert_eq!(logs[0], logs[1], "seed {seed}");
-    }
-}
-
-#[test]
-fn dbg_plain() {
-    let f = std::env::var("F").unwrap_or_default();
-    let has = |c| f.contains(c);
-    let faults = Faults { cut: has('c'), answers: has('a'), crash: has('k'), members: has('m'), restore: has('r'), refuse: has('f'), clone: has('l') };
-    let from: u64 = std::env::var("S").ok().and_then(|s| s.parse().ok()).unwrap_or(0);
-    let n: u64 = std::env::var("N").ok().and_then(|s| s.parse().ok()).unwrap_or(300);
-    let mode = if has('n') { Mode::NewestFirst } else { Mode::Complete };
-    for seed in from..from + n {
-        eprintln!("seed {seed}");
-        run(seed, faults, Format::Proto, mode);
     }
 }

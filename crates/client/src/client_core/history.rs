@@ -49,6 +49,8 @@ pub(super) struct Inbox {
     fetching: bool,
     /// The head a sync named, until it is reached and told.
     announce: Option<u64>,
+    /// The head that a sync of this connection named.
+    pub(super) told: Option<u64>,
     /// Nothing was ever known of this conversation.
     new: bool,
 }
@@ -207,6 +209,7 @@ impl ClientCore {
         inbox.new = false;
         inbox.head = inbox.head.max(page.head);
         inbox.announce = Some(page.head);
+        inbox.told = Some(page.head);
         let shown_from = page.visible_from.min(page.head + 1);
         if inbox.have + 1 < shown_from {
             self.jump(conversation, shown_from - 1);
@@ -614,6 +617,7 @@ impl ClientCore {
         for inbox in self.inboxes.values_mut() {
             inbox.fetching = false;
             inbox.failures = 0;
+            inbox.told = None;
         }
     }
 }

@@ -110,10 +110,16 @@ impl ClientCore {
     /// Looks for messages that waited at the start, once a sync has told the head.
     pub(super) fn look_for_restored(&mut self, now: u64, conversation: u64) {
         let ready = self.link.ready() && !self.sync.expected();
+        let told = self.inbox(conversation).told;
         let flow = self.flow(conversation);
-        if ready && flow.restored && flow.lookup.is_none() {
-            let head = self.inbox(conversation).head;
-            self.look_up(now, conversation, Why::Restored, head);
+        if !ready || !flow.restored || flow.lookup.is_some() {
+            return;
+        }
+        match told {
+            Some(head) => self.look_up(now, conversation, Why::Restored, head),
+            // The user came into the conversation after the sync.
+            None if flow.may_write() && flow.ask_grant() => self.want_sync(now),
+            None => {}
         }
     }
 
@@ -299,7 +305,11 @@ impl ClientCore {
             }
         }
         let new = self.random_id();
-        self.persist(PersistOp::Fresh { conversation, sender: new, decided });
+        self.persist(PersistOp::Fresh {
+            conversation,
+            sender: new,
+            decided,
+        });
         if matches!(lookup.why, Why::Copy { .. }) {
             self.app(AppEvent::CopyNoticed {
                 conversation,

@@ -80,6 +80,15 @@ impl Flow {
         }
     }
 
+    pub(super) fn may_write(&self) -> bool {
+        self.known.1 != 0
+    }
+
+    /// Whether a sync may be asked for to learn the grant: once a connection.
+    pub(super) fn ask_grant(&mut self) -> bool {
+        !std::mem::replace(&mut self.asked_grant, true)
+    }
+
     /// Forgets what rests on a connection.
     fn down(&mut self) {
         *self = Flow {
@@ -125,7 +134,9 @@ impl ClientCore {
             if event.id == doubt.id {
                 self.sent(conversation, doubt.local, event);
             } else {
-                let code = doubt.code.unwrap_or_else(|| ErrorCode::Refused.as_str().into());
+                let code = doubt
+                    .code
+                    .unwrap_or_else(|| ErrorCode::Refused.as_str().into());
                 let reason = FailReason::Refused(code);
                 self.fail(conversation, doubt.local, reason);
             }
@@ -384,7 +395,7 @@ impl ClientCore {
         let flow = self.flow(conversation);
         if flow.known.1 <= grant {
             flow.known.1 = 0;
-            if waits && !std::mem::replace(&mut flow.asked_grant, true) && self.link.ready() {
+            if waits && flow.ask_grant() && self.link.ready() {
                 self.want_sync(now);
             }
         }

@@ -9,7 +9,7 @@
 mod server;
 mod world;
 
-pub use server::{CONVERSATION, Conversation, ME, OTHER, Server, send_of};
+pub use server::Conversation;
 pub use world::{Faults, World};
 
 /// Numbers from a seed (splitmix64).

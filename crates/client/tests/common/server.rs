@@ -46,10 +46,19 @@ pub fn send_of(command: &Command) -> Option<&Send> {
 
 impl Server {
     pub fn new(conversations: u64) -> Self {
-        let mut server = Server { conversations: BTreeMap::new(), now: 0, page_max: 4 };
+        let mut server = Server {
+            conversations: BTreeMap::new(),
+            now: 0,
+            page_max: 4,
+        };
         for i in 0..conversations {
-            server.conversations.insert(CONVERSATION + i, Conversation::default());
-            server.members(CONVERSATION + i, &[(ME, Role::Member), (OTHER, Role::Member)]);
+            server
+                .conversations
+                .insert(CONVERSATION + i, Conversation::default());
+            server.members(
+                CONVERSATION + i,
+                &[(ME, Role::Member), (OTHER, Role::Member)],
+            );
         }
         server
     }
@@ -72,13 +81,21 @@ impl Server {
                 c.grants.insert(user, seq);
                 c.ended.remove(&user);
             }
-            named.push(MemberChange { user, role: role.into(), ended: before });
+            named.push(MemberChange {
+                user,
+                role: role.into(),
+                ended: before,
+            });
         }
         if named.is_empty() {
             return None;
         }
         c.version += 1;
-        let members = Members { version: c.version, changes: named, ..Members::default() };
+        let members = Members {
+            version: c.version,
+            changes: named,
+            ..Members::default()
+        };
         let event = Event {
             conversation: id,
             seq,
@@ -94,9 +111,20 @@ impl Server {
     /// Appends a record, decides, and answers; the event, if it was accepted.
     pub fn append(&mut self, user: u64, send: &Send) -> (Ack, Option<Event>) {
         let now = self.now;
-        let c = self.conversations.get_mut(&send.conversation).expect("a known conversation");
-        let row = c.senders.get(&(user, send.sender)).copied().unwrap_or_default();
-        let (n, id, at) = if row.0 == send.grant { (row.1, row.2, row.3) } else { (0, 0, 0) };
+        let c = self
+            .conversations
+            .get_mut(&send.conversation)
+            .expect("a known conversation");
+        let row = c
+            .senders
+            .get(&(user, send.sender))
+            .copied()
+            .unwrap_or_default();
+        let (n, id, at) = if row.0 == send.grant {
+            (row.1, row.2, row.3)
+        } else {
+            (0, 0, 0)
+        };
         let head = c.events.len() as u64;
         let mut ack = Ack {
             conversation: send.conversation,
@@ -105,7 +133,11 @@ impl Server {
             counter: n,
             id,
             seq: at,
-            ts: if at > 0 { c.events[at as usize - 1].ts } else { 0 },
+            ts: if at > 0 {
+                c.events[at as usize - 1].ts
+            } else {
+                0
+            },
             head,
             ..Ack::default()
         };
@@ -122,7 +154,10 @@ impl Server {
             Status::Fork
         } else {
             let seq = head + 1;
-            c.senders.insert((user, send.sender), (send.grant, send.counter, send.id, seq));
+            c.senders.insert(
+                (user, send.sender),
+                (send.grant, send.counter, send.id, seq),
+            );
             let event = Event {
                 conversation: send.conversation,
                 seq,
@@ -138,7 +173,14 @@ impl Server {
                 members: None,
             };
             c.events.push(event.clone());
-            ack = Ack { counter: send.counter, id: send.id, seq, ts: event.ts, head: seq, ..ack };
+            ack = Ack {
+                counter: send.counter,
+                id: send.id,
+                seq,
+                ts: event.ts,
+                head: seq,
+                ..ack
+            };
             return (ack, Some(event));
         };
         ack.status = status.into();
@@ -154,7 +196,11 @@ impl Server {
     pub fn sync(&self, user: u64, sync: &Sync) -> Vec<Update> {
         let mut out = Vec::new();
         for (&id, c) in &self.conversations {
-            let cursor = sync.cursors.iter().find(|k| k.conversation == id).map_or(0, |k| k.seq);
+            let cursor = sync
+                .cursors
+                .iter()
+                .find(|k| k.conversation == id)
+                .map_or(0, |k| k.seq);
             let head = self.visible_to(user, id);
             let from = (cursor + 1).max((head + 1).saturating_sub(self.page_max as u64));
             let events = c.events[from.min(head + 1) as usize - 1..head as usize].to_vec();
@@ -169,7 +215,12 @@ impl Server {
             }));
         }
         let conversations = out.len() as u32;
-        out.push(Update::SyncDone(SyncDone { epoch: 1, conversations, complete: true, reset: false }));
+        out.push(Update::SyncDone(SyncDone {
+            epoch: 1,
+            conversations,
+            complete: true,
+            reset: false,
+        }));
         out
     }
 
@@ -183,13 +234,25 @@ impl Server {
         } else {
             (ask.after + 1, (ask.after + limit).min(head))
         };
-        let events =
-            if from > to { Vec::new() } else { c.events[from as usize - 1..to as usize].to_vec() };
-        HistoryPage { conversation: ask.conversation, from, to, events, head }
+        let events = if from > to {
+            Vec::new()
+        } else {
+            c.events[from as usize - 1..to as usize].to_vec()
+        };
+        HistoryPage {
+            conversation: ask.conversation,
+            from,
+            to,
+            events,
+            head,
+        }
     }
 
     pub fn heads(&self, user: u64) -> Vec<Cursor> {
-        let visible = |&id: &u64| Cursor { conversation: id, seq: self.visible_to(user, id) };
+        let visible = |&id: &u64| Cursor {
+            conversation: id,
+            seq: self.visible_to(user, id),
+        };
         self.conversations.keys().map(visible).collect()
     }
 }

@@ -12,8 +12,8 @@ use tidings_protocol::{
     Format, decode_client_frame, decode_server_frame, encode_client_frame, encode_server_frame,
 };
 
-use super::server::{CONVERSATION, ME, OTHER, Server, send_of};
 use super::Random;
+use super::server::{CONVERSATION, ME, OTHER, Server, send_of};
 
 /// What may happen in a run.
 #[derive(Debug, Clone, Copy, Default)]
@@ -119,7 +119,13 @@ impl World {
         core.set_token(self.now, "token".into());
         core.start(self.now);
         let seen = saved.cursors.iter().map(|(&c, k)| (c, k.have)).collect();
-        let device = Device { core, saved, connection: None, connect_at: None, seen };
+        let device = Device {
+            core,
+            saved,
+            connection: None,
+            connect_at: None,
+            seen,
+        };
         let place = match place {
             Some(place) => {
                 self.cut(place, false);
@@ -137,11 +143,6 @@ impl World {
     /// Acts on the first `most` outputs; the process dies before the others.
     fn act(&mut self, d: usize, most: usize) {
         let outputs = self.devices[d].core.outputs();
-        if std::env::var("TRACE").is_ok() {
-            for (i, o) in outputs.iter().enumerate() {
-                eprintln!("{} {} d{d} {o:?}", self.now, if i < most { "" } else { "LOST" });
-            }
-        }
         for output in outputs.into_iter().take(most) {
             match output {
                 Output::Persist(op) => self.devices[d].saved.apply(&op),
@@ -157,7 +158,10 @@ impl World {
         }
         if most == usize::MAX {
             let snapshot = self.devices[d].core.snapshot();
-            assert_eq!(self.devices[d].saved, snapshot, "persisted operations are the state");
+            assert_eq!(
+                self.devices[d].saved, snapshot,
+                "persisted operations are the state"
+            );
         }
     }
 
@@ -182,17 +186,33 @@ impl World {
                 *seen = event.seq;
                 let real = &self.server.conversations[&event.conversation].events;
                 let real = &real[event.seq as usize - 1];
-                assert_eq!(event, *real, "the event of that seq, also when filled in from an ack");
+                assert_eq!(
+                    event, *real,
+                    "the event of that seq, also when filled in from an ack"
+                );
             }
-            AppEvent::Sent { conversation, local, seq, .. } => {
+            AppEvent::Sent {
+                conversation,
+                local,
+                seq,
+                ..
+            } => {
                 let text = self.fate(d, local, Fate::Sent);
                 let at = self.accepted(&text);
                 assert!(!at.is_empty(), "told sent, but {text} isn't accepted");
-                assert!(seq == 0 || at.contains(&(conversation, seq)), "{text} has another seq");
+                assert!(
+                    seq == 0 || at.contains(&(conversation, seq)),
+                    "{text} has another seq"
+                );
             }
             AppEvent::Failed { local, .. } => {
                 let text = self.fate(d, local, Fate::Failed);
-                assert_eq!(self.accepted(&text), [], "told failed, but {text} is accepted");
+                // One copy of an outbox may have failed what the other one got through.
+                let shared = self.faults.clone;
+                assert!(
+                    shared || self.accepted(&text).is_empty(),
+                    "told failed, but {text} is accepted"
+                );
             }
             AppEvent::Unknown { local, .. } => {
                 self.fate(d, local, Fate::Unknown);
@@ -211,7 +231,10 @@ impl World {
     /// Where this text was accepted.
     fn accepted(&self, text: &str) -> Vec<(u64, u64)> {
         let all = self.server.conversations.iter().flat_map(|(&c, k)| {
-            k.events.iter().filter(|e| e.body == text.as_bytes()).map(move |e| (c, e.seq))
+            k.events
+                .iter()
+                .filter(|e| e.body == text.as_bytes())
+                .map(move |e| (c, e.seq))
         });
         all.collect()
     }
@@ -230,11 +253,25 @@ impl World {
     fn connect(&mut self, d: usize) {
         self.devices[d].connect_at = None;
         let (up, down) = (VecDeque::new(), VecDeque::new());
-        self.connections.push(Connection { device: d, up, down, alive: true, ready: false });
+        self.connections.push(Connection {
+            device: d,
+            up,
+            down,
+            alive: true,
+            ready: false,
+        });
         let c = self.connections.len() - 1;
         self.devices[d].connection = Some(c);
-        let limits = Limits { commands_per_frame_max: 3, page_max: 50, ..Limits::default() };
-        let hello = Hello { heartbeat_ms: 25_000, limits: Some(limits), ..Hello::default() };
+        let limits = Limits {
+            commands_per_frame_max: 3,
+            page_max: 50,
+            ..Limits::default()
+        };
+        let hello = Hello {
+            heartbeat_ms: 25_000,
+            limits: Some(limits),
+            ..Hello::default()
+        };
         self.push(c, 0, Update::Hello(hello));
         self.devices[d].core.connected(self.now);
         self.act(d, usize::MAX);
@@ -242,13 +279,18 @@ impl World {
 
     fn push(&mut self, c: usize, r#ref: u64, update: Update) {
         if self.connections[c].alive {
-            self.connections[c].down.push_back(Envelope { r#ref, update: Some(update) });
+            self.connections[c].down.push_back(Envelope {
+                r#ref,
+                update: Some(update),
+            });
         }
     }
 
     fn fan_out(&mut self, event: &Event, but: Option<usize>) {
         let named = |m: &tidings_protocol::wire::Members| m.changes.iter().any(|k| k.user == ME);
-        let member = self.server.conversations[&event.conversation].grants.contains_key(&ME);
+        let member = self.server.conversations[&event.conversation]
+            .grants
+            .contains_key(&ME);
         if member || event.members.as_ref().is_some_and(named) {
             for c in 0..self.connections.len() {
                 if self.connections[c].ready && Some(c) != but {
@@ -260,14 +302,19 @@ impl World {
 
     /// The gateway takes the next command of a connection, living or dead.
     fn serve(&mut self, c: usize, refuse: bool) {
-        let Some(command) = self.connections[c].up.pop_front() else { return };
+        let Some(command) = self.connections[c].up.pop_front() else {
+            return;
+        };
         self.server.now = self.now;
         let device = self.connections[c].device;
         if let Some(send) = send_of(&command) {
             if refuse {
                 let for_good = self.random.below(2) == 0 && send.kind != i32::from(Kind::Empty);
-                let (code, after) =
-                    if for_good { ("refused", 0) } else { ("rate_limited", 500) };
+                let (code, after) = if for_good {
+                    ("refused", 0)
+                } else {
+                    ("rate_limited", 500)
+                };
                 let error = Error {
                     code: code.into(),
                     retry_after_ms: after,
@@ -280,9 +327,6 @@ impl World {
                 return;
             }
             let (ack, event) = self.server.append(ME, send);
-            if std::env::var("TRACE").is_ok() {
-                eprintln!("{} SERVER c{c} {send:?} -> {ack:?}", self.now);
-            }
             self.answers.push((device, ack));
             self.push(c, 0, Update::Ack(ack));
             if let Some(event) = event {
@@ -296,7 +340,13 @@ impl World {
         match command.command {
             Some(command::Command::Auth(_)) => {
                 self.connections[c].ready = true;
-                let ready = Ready { user: ME, device: 1, session: 1, epoch: 1, expires: 0 };
+                let ready = Ready {
+                    user: ME,
+                    device: 1,
+                    session: 1,
+                    epoch: 1,
+                    expires: 0,
+                };
                 self.push(c, command.r#ref, Update::Ready(ready));
             }
             Some(command::Command::Sync(sync)) => {
@@ -309,7 +359,9 @@ impl World {
                 self.push(c, command.r#ref, Update::HistoryPage(page));
             }
             Some(command::Command::Ping(_)) => {
-                let heads = Heads { heads: self.server.heads(ME) };
+                let heads = Heads {
+                    heads: self.server.heads(ME),
+                };
                 self.push(c, command.r#ref, Update::Heads(heads));
             }
             _ => {}
@@ -317,15 +369,16 @@ impl World {
     }
 
     fn deliver(&mut self, c: usize, most: usize) {
-        let Some(update) = self.connections[c].down.pop_front() else { return };
-        let frame = ServerFrame { updates: vec![update] };
+        let Some(update) = self.connections[c].down.pop_front() else {
+            return;
+        };
+        let frame = ServerFrame {
+            updates: vec![update],
+        };
         let mut bytes = Vec::new();
         encode_server_frame(self.format, &frame, &mut bytes);
         let frame = decode_server_frame(self.format, &bytes).expect("a frame of the server");
         let d = self.connections[c].device;
-        if std::env::var("TRACE").is_ok() {
-            eprintln!("{} d{d} HEARS {frame:?}", self.now);
-        }
         self.devices[d].core.frame(self.now, frame);
         self.act(d, most);
     }
@@ -335,7 +388,9 @@ impl World {
         let text = format!("text {} of device {d}", self.written);
         let conversation = CONVERSATION + self.random.below(2);
         let body = Bytes::from(text.clone().into_bytes());
-        let local = self.devices[d].core.send(self.now, conversation, Kind::Text, body);
+        let local = self.devices[d]
+            .core
+            .send(self.now, conversation, Kind::Text, body);
         let local = local.expect("room in the outbox");
         self.texts.insert((d, local.0), text);
         self.act(d, usize::MAX);
@@ -344,7 +399,8 @@ impl World {
     fn forget_texts(&mut self, d: usize) {
         // A restored device numbers its messages anew from where the backup was.
         let last = self.devices[d].saved.last_local;
-        self.texts.retain(|&(device, local), _| device != d || local <= last);
+        self.texts
+            .retain(|&(device, local), _| device != d || local <= last);
     }
 
     fn tick(&mut self, d: usize) {
@@ -390,8 +446,12 @@ impl World {
             }
             76..80 if f.cut => self.cut(d, true),
             80..86 if f.answers => {
-                let mine: Vec<Ack> =
-                    self.answers.iter().filter(|a| a.0 == d).map(|a| a.1).collect();
+                let mine: Vec<Ack> = self
+                    .answers
+                    .iter()
+                    .filter(|a| a.0 == d)
+                    .map(|a| a.1)
+                    .collect();
                 if let (Some(c), 1..) = (self.devices[d].connection, mine.len()) {
                     let ack = mine[self.random.below(mine.len() as u64) as usize];
                     self.push(c, 0, Update::Ack(ack));
@@ -399,7 +459,9 @@ impl World {
             }
             86..89 if f.members => {
                 let conversation = CONVERSATION + self.random.below(2);
-                let in_it = self.server.conversations[&conversation].grants.contains_key(&ME);
+                let in_it = self.server.conversations[&conversation]
+                    .grants
+                    .contains_key(&ME);
                 let role = if in_it { Role::None } else { Role::Member };
                 if let Some(event) = self.server.members(conversation, &[(ME, role)]) {
                     self.fan_out(&event, None);
@@ -481,19 +543,31 @@ impl World {
                     self.deliver(c, usize::MAX);
                 }
             }
-            let quiet = self.connections.iter().all(|c| c.up.is_empty() && c.down.is_empty());
+            let quiet = self
+                .connections
+                .iter()
+                .all(|c| c.up.is_empty() && c.down.is_empty());
             if quiet && self.settled() {
                 return;
             }
             let next = |d: &usize| {
                 let device = &self.devices[*d];
-                device.connect_at.or(device.core.next_tick()).unwrap_or(u64::MAX)
+                device
+                    .connect_at
+                    .or(device.core.next_tick())
+                    .unwrap_or(u64::MAX)
             };
             if let Some(d) = (0..self.devices.len()).min_by_key(next) {
                 self.tick(d);
             }
         }
-        panic!("stuck: {:?}", self.devices.iter().map(|d| d.core.snapshot().lanes).collect::<Vec<_>>());
+        panic!(
+            "stuck: {:?}",
+            self.devices
+                .iter()
+                .map(|d| d.core.snapshot().lanes)
+                .collect::<Vec<_>>()
+        );
     }
 
     fn settled(&self) -> bool {
@@ -502,7 +576,11 @@ impl World {
                 d.seen.get(&id).copied() == Some(c.events.len() as u64)
             };
             d.core.outbox_len() == 0
-                && d.core.snapshot().lanes.values().all(|l| l.queue.is_empty() && l.doubts.is_empty())
+                && d.core
+                    .snapshot()
+                    .lanes
+                    .values()
+                    .all(|l| l.queue.is_empty() && l.doubts.is_empty())
                 && self.server.conversations.iter().all(all)
         })
     }
