@@ -230,12 +230,12 @@ impl Queued {
 impl Lane {
     /// The last counter given.
     pub fn last_counter(&self) -> u64 {
-        self.acked + self.numbered as u64
+        self.acked.saturating_add(self.numbered as u64)
     }
 
     /// The message under a counter that isn't decided yet.
     pub fn under(&self, counter: u64) -> Option<&Queued> {
-        let place = usize::try_from(counter.checked_sub(self.acked + 1)?).ok()?;
+        let place = usize::try_from(counter.checked_sub(self.acked.saturating_add(1))?).ok()?;
         if place < self.numbered {
             self.queue.get(place)
         } else {
@@ -245,7 +245,7 @@ impl Lane {
 
     /// The id that a message under this undecided counter names as the one before it.
     pub fn previous_of(&self, counter: u64) -> u64 {
-        if counter <= self.acked + 1 {
+        if counter <= self.acked.saturating_add(1) {
             self.acked_id
         } else {
             self.under(counter - 1).map_or(0, Queued::current_id)
@@ -354,7 +354,7 @@ impl Lane {
             PersistOp::Replaced {
                 counter, refused, ..
             } => {
-                let place = counter.saturating_sub(self.acked + 1) as usize;
+                let place = counter.saturating_sub(self.acked.saturating_add(1)) as usize;
                 if let Some(message) = self.queue.get_mut(place).filter(|_| place < self.numbered) {
                     message.refused = Some(refused.clone());
                 }
@@ -383,7 +383,7 @@ impl Lane {
     }
 
     fn ack(&mut self, (counter, id, seq): (u64, u64, u64), at: u64, unsure: u64) {
-        let from = self.floor() + 1;
+        let from = self.floor().saturating_add(1);
         while self.acked < counter && self.numbered > 0 {
             let Some(message) = self.queue.pop_front() else {
                 break;
