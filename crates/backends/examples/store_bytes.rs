@@ -5,9 +5,10 @@
 //! ```
 //!
 //! The file has one JSON object a line, messages with `nick` and `text`. They are played as a
-//! server would store them: one conversation, a user, an outbox and a join for each nick, random
-//! ids, times some tenths of a millisecond apart, state rows and cursors. Prints a table over
-//! codecs and block sizes, then the columns of the default.
+//! server would store them: a user, an outbox and a join for each nick, random ids, times some
+//! tenths of a millisecond apart, state rows and cursors. First all in one conversation: a table
+//! over codecs and block sizes, then the columns of the default. Then the texts dealt out to many
+//! direct conversations, two users each.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader};
@@ -17,7 +18,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidings_backends::disk::{Rng, SimDisk};
 use tidings_backends::lsm::{Codec, LsmStore, Options};
-use tidings_core::ids::{ConversationId, MessageKey, Partition, Position, SenderId, Seq, UserId};
+use tidings_core::ids::{ConversationId, MessageKey, Partition, Position, SenderId, UserId};
 use tidings_core::ports::store::Store;
 use tidings_core::record::{ConversationKind, Encoding, Kind, Role};
 use tidings_core::rows::{
@@ -26,13 +27,15 @@ use tidings_core::rows::{
 };
 
 const P: Partition = Partition(0);
-const ROOM: ConversationId = ConversationId(0x5bd1_e995_97f4_a7c1);
 /// Rows put by one call, as a router does that reads records in batches.
 const BATCH: usize = 64;
 /// A page as a client asks for.
 const PAGE: u64 = 200;
 
 type Failure = Box<dyn std::error::Error>;
+
+/// So many direct conversations: about 20 messages each.
+const DIRECT: u64 = 10_000;
 
 /// What one record leaves.
 struct Step {
@@ -51,23 +54,24 @@ fn main() -> Result<(), Failure> {
         messages.len(),
         text as f64 / messages.len() as f64
     );
-    println!(
-        "\n| zstd | block KiB | bytes a message | write µs: put | write µs: flush and merge | read µs, pages of {PAGE} | one row µs |"
-    );
-    println!("|---|---|---|---|---|---|---|");
+    let head = "| zstd | block KiB | bytes a message | write µs: put | write µs: flush and merge | read µs, pages of";
+    println!("\n{head} {PAGE} | one row µs |\n|---|---|---|---|---|---|---|");
     for level in [1, 3, 9] {
         for block_kib in [16, 32, 64, 128] {
-            measure(
-                &messages,
-                Codec {
-                    block_bytes: block_kib << 10,
-                    level,
-                },
-                false,
-            )?;
+            let block_bytes = block_kib << 10;
+            measure(&messages, 1, Codec { block_bytes, level })?;
         }
     }
-    measure(&messages, Options::default().codec, true)
+    let store = measure(&messages, 1, Options::default().codec)?;
+    println!("\n| column | bytes a message |\n|---|---|");
+    for (name, bytes) in store.column_bytes()?.iter().filter(|(_, bytes)| *bytes > 0) {
+        println!("| {name} | {:.3} |", *bytes as f64 / messages.len() as f64);
+    }
+    println!(
+        "\n{DIRECT} direct conversations\n{head} all | one row µs |\n|---|---|---|---|---|---|---|"
+    );
+    measure(&messages, DIRECT, Options::default().codec)?;
+    Ok(())
 }
 
 fn read(path: &str) -> Result<Vec<(String, String)>, Failure> {
@@ -81,142 +85,180 @@ fn read(path: &str) -> Result<Vec<(String, String)>, Failure> {
     Ok(messages)
 }
 
-/// The rows of the whole log.
-fn steps(messages: &[(String, String)]) -> Vec<Step> {
-    let mut rng = Rng::new(1);
-    let mut nicks: HashMap<&str, (UserId, SenderState, SenderId)> = HashMap::new();
-    let mut head = HeadState {
-        kind: ConversationKind::Group,
-        ts: 1_790_000_000_000_000,
-        ..HeadState::default()
+/// A conversation as its router sees it.
+struct Room {
+    id: ConversationId,
+    head: HeadState,
+    members: HashMap<String, (UserId, SenderId, SenderState)>,
+}
+
+/// What all conversations share.
+struct Server {
+    rng: Rng,
+    now: u64,
+    offset: u64,
+    steps: Vec<Step>,
+}
+
+/// The rows of the whole log; with more than one conversation the texts are dealt out at random
+/// to two users in each.
+fn play(messages: &[(String, String)], rooms: u64) -> (Vec<Room>, Vec<Step>) {
+    let mut server = Server {
+        rng: Rng::new(1),
+        now: 1_790_000_000_000_000,
+        offset: 1000,
+        steps: Vec::new(),
     };
-    let mut steps = Vec::new();
-    let mut offset = 1000;
+    let room = |_| Room {
+        id: ConversationId(server.rng.next_u64()),
+        head: HeadState::default(),
+        members: HashMap::new(),
+    };
+    let mut all: Vec<Room> = (0..rooms).map(room).collect();
     for (nick, text) in messages {
-        let (user, sender, outbox) = nicks.entry(nick).or_insert_with(|| {
-            let user = UserId(rng.next_u64());
-            let join = join(user, &mut head, &mut offset, &mut rng);
-            let sender = SenderState {
-                grant: join.event.seq,
-                ..SenderState::default()
-            };
-            steps.push(join);
-            (user, sender, SenderId(rng.next_u64()))
-        });
-        let place = next(&mut head, &mut offset, &mut rng);
+        let room = &mut all[server.rng.below(rooms) as usize];
+        if rooms == 1 {
+            server.say(room, nick, text);
+        } else {
+            let nick = if server.rng.chance(1, 2) { "a" } else { "b" };
+            server.say(room, nick, text);
+        }
+    }
+    (all, server.steps)
+}
+
+impl Server {
+    fn say(&mut self, room: &mut Room, nick: &str, text: &str) {
+        if !room.members.contains_key(nick) {
+            let member = self.join(room);
+            room.members.insert(nick.to_owned(), member);
+        }
+        let place = self.next(room);
+        let Some((user, outbox, sender)) = room.members.get_mut(nick) else {
+            return;
+        };
         let before = if sender.seq == 0 {
             Before::Nothing
         } else {
             Before::Seq(sender.seq)
         };
+        let id = MessageKey(self.rng.next_u64());
         *sender = SenderState {
+            grant: sender.grant,
             counter: sender.counter + 1,
-            id: MessageKey(rng.next_u64()),
-            seq: head.seq,
-            ts: head.ts,
-            ..*sender
+            id,
+            seq: place.seq,
+            ts: place.ts,
         };
         let event = EventRow {
             user: *user,
             sender: *outbox,
             grant: sender.grant,
             counter: sender.counter,
-            id: sender.id,
+            id,
             before,
             body: Bytes::copy_from_slice(text.as_bytes()),
             ..place
         };
-        let row = StateValue::Sender(*sender);
-        steps.push(Step {
-            state: state(&event, head, StateKey::Sender(*user, *outbox), row),
+        let (key, value) = (
+            StateKey::Sender(*user, *outbox),
+            StateValue::Sender(*sender),
+        );
+        self.push(event, room.head, key, value);
+    }
+
+    fn join(&mut self, room: &mut Room) -> (UserId, SenderId, SenderState) {
+        let user = UserId(self.rng.next_u64());
+        room.head.version += 1;
+        room.head.members += 1;
+        let place = self.next(room);
+        let change = MemberChange {
+            user,
+            role: Role::Member,
+            before: GrantState::default(),
+        };
+        let kind = ConversationKind::Group;
+        let members = MembersBody {
+            version: room.head.version,
+            kind,
+            title: "ubuntu".into(),
+            changes: vec![change],
+        };
+        let seq = place.seq;
+        let event = EventRow {
+            user,
+            kind: Kind::Members,
+            members: Some(Box::new(members)),
+            ..place
+        };
+        let grant = GrantState {
+            grant: seq,
+            role: Role::Member,
+            visible_from: 1,
+            visible_to: 0,
+        };
+        self.push(
             event,
-        });
-    }
-    steps
-}
-
-/// An event row with the next place in the conversation and nothing in it.
-fn next(head: &mut HeadState, offset: &mut u64, rng: &mut Rng) -> EventRow {
-    let ts_before = if head.seq == 0 { 0 } else { head.ts };
-    *offset += 1;
-    head.seq += 1;
-    head.ts += 100 + rng.below(900);
-    EventRow {
-        conversation: ROOM,
-        seq: head.seq,
-        position: Position {
-            epoch: 1,
-            offset: *offset,
-        },
-        ts: head.ts,
-        ts_before,
-        user: UserId(0),
-        sender: SenderId(0),
-        grant: 0,
-        counter: 0,
-        id: MessageKey(0),
-        before: Before::Nothing,
-        kind: Kind::Text,
-        encoding: Encoding::Identity,
-        body: Bytes::new(),
-        members: None,
-    }
-}
-
-fn join(user: UserId, head: &mut HeadState, offset: &mut u64, rng: &mut Rng) -> Step {
-    head.version += 1;
-    head.members += 1;
-    let place = next(head, offset, rng);
-    let change = MemberChange {
-        user,
-        role: Role::Member,
-        before: GrantState::default(),
-    };
-    let members = MembersBody {
-        version: head.version,
-        kind: ConversationKind::Group,
-        title: "ubuntu".into(),
-        changes: vec![change],
-    };
-    let event = EventRow {
-        user,
-        kind: Kind::Members,
-        members: Some(Box::new(members)),
-        ..place
-    };
-    let grant = GrantState {
-        grant: head.seq,
-        role: Role::Member,
-        visible_from: 1,
-        visible_to: 0,
-    };
-    Step {
-        state: state(
-            &event,
-            *head,
+            room.head,
             StateKey::Grant(user),
             StateValue::Grant(grant),
-        ),
-        event,
+        );
+        (
+            user,
+            SenderId(self.rng.next_u64()),
+            SenderState {
+                grant: seq,
+                ..SenderState::default()
+            },
+        )
+    }
+
+    /// An event row with the next place in the conversation and nothing in it.
+    fn next(&mut self, room: &mut Room) -> EventRow {
+        let ts_before = room.head.ts;
+        self.offset += 1;
+        self.now += 100 + self.rng.below(900);
+        room.head.seq += 1;
+        room.head.ts = self.now;
+        EventRow {
+            conversation: room.id,
+            seq: room.head.seq,
+            position: Position {
+                epoch: 1,
+                offset: self.offset,
+            },
+            ts: self.now,
+            ts_before,
+            user: UserId(0),
+            sender: SenderId(0),
+            grant: 0,
+            counter: 0,
+            id: MessageKey(0),
+            before: Before::Nothing,
+            kind: Kind::Text,
+            encoding: Encoding::Identity,
+            body: Bytes::new(),
+            members: None,
+        }
+    }
+
+    fn push(&mut self, event: EventRow, head: HeadState, key: StateKey, value: StateValue) {
+        let (conversation, position, ts) = (event.conversation, event.position, event.ts);
+        let row = |key, value| StateRow {
+            conversation,
+            key,
+            position,
+            ts,
+            value,
+        };
+        let state = [row(StateKey::Head, StateValue::Head(head)), row(key, value)];
+        self.steps.push(Step { event, state });
     }
 }
 
-fn state(event: &EventRow, head: HeadState, key: StateKey, value: StateValue) -> [StateRow; 2] {
-    let row = |key, value| StateRow {
-        conversation: ROOM,
-        key,
-        position: event.position,
-        ts: event.ts,
-        value,
-    };
-    [row(StateKey::Head, StateValue::Head(head)), row(key, value)]
-}
-
-fn measure(messages: &[(String, String)], codec: Codec, columns: bool) -> Result<(), Failure> {
+fn measure(messages: &[(String, String)], rooms: u64, codec: Codec) -> Result<LsmStore, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-    let steps = steps(messages);
-    let count = messages.len() as f64;
-    let head = steps.last().map_or(0, |s| s.event.seq);
+    let (rooms, steps) = play(messages, rooms);
     // Flushed below, so that its time is told apart from that of the puts.
     let options = Options {
         codec,
@@ -227,7 +269,6 @@ fn measure(messages: &[(String, String)], codec: Codec, columns: bool) -> Result
     let store = LsmStore::open(Arc::new(SimDisk::new()), options)?;
 
     let began = cpu();
-    let mut users: HashMap<UserId, Seq> = HashMap::new();
     let mut putting = Duration::ZERO;
     let mut since_flush = 0;
     let mut steps = steps.into_iter();
@@ -237,7 +278,6 @@ fn measure(messages: &[(String, String)], codec: Codec, columns: bool) -> Result
             .last()
             .map(|s| s.event.position.next())
             .unwrap_or_default();
-        users.extend(batch.iter().map(|s| (s.event.user, s.event.seq)));
         let (events, state): (Vec<_>, Vec<_>) =
             batch.into_iter().map(|s| (s.event, s.state)).unzip();
         let state = state.into_iter().flatten().collect();
@@ -254,58 +294,56 @@ fn measure(messages: &[(String, String)], codec: Codec, columns: bool) -> Result
             store.flush()?;
         }
     }
-    let cursors = users
-        .keys()
-        .map(|user| CursorRow {
-            conversation: ROOM,
-            user: *user,
-            delivered: head,
-            read: head - 10,
-        })
-        .collect();
-    runtime.block_on(store.put_cursors(P, cursors))?;
+    runtime.block_on(store.put_cursors(P, rooms.iter().flat_map(cursors).collect()))?;
     store.compact_all()?;
-    let written = cpu() - began - putting;
-    let bytes = store.figures().segment_bytes;
+    let writing = cpu() - began - putting;
 
     let began = cpu();
-    let mut from = 1;
-    let mut read = 0;
-    while from <= head {
-        let page = runtime.block_on(store.read_events(ROOM, from, from + PAGE - 1, usize::MAX))?;
-        read += page.len();
-        from += PAGE;
+    for room in &rooms {
+        let mut read = 0;
+        while read < room.head.seq {
+            let page = store.read_events(room.id, read + 1, read + PAGE, usize::MAX);
+            let page = runtime.block_on(page)?.len() as u64;
+            assert_ne!(page, 0, "everything that was put is read");
+            read += page;
+        }
     }
     let reading = cpu() - began;
-    assert_eq!(read as u64, head, "everything that was put is read");
 
     let mut rng = Rng::new(2);
     let began = cpu();
     for _ in 0..2000 {
-        let seq = 1 + rng.below(head);
-        runtime.block_on(store.read_events(ROOM, seq, seq, usize::MAX))?;
+        let room = &rooms[rng.below(rooms.len() as u64) as usize];
+        let seq = 1 + rng.below(room.head.seq);
+        runtime.block_on(store.read_events(room.id, seq, seq, usize::MAX))?;
     }
-    let single = cpu() - began;
+    let single = (cpu() - began).as_secs_f64() * 1e6 / 2000.0;
+    let count = messages.len() as f64;
     let per = |time: Duration| time.as_secs_f64() * 1e6 / count;
-    println!(
-        "| {} | {} | {:.2} | {:.2} | {:.2} | {:.2} | {:.0} |",
-        codec.level,
-        codec.block_bytes >> 10,
-        bytes as f64 / count,
+    let bytes = store.figures().segment_bytes as f64 / count;
+    let Codec { block_bytes, level } = codec;
+    let times = format!(
+        "{:.2} | {:.2} | {:.2}",
         per(putting),
-        per(written),
-        per(reading),
-        single.as_secs_f64() * 1e6 / 2000.0
+        per(writing),
+        per(reading)
     );
-    if columns {
-        println!("\n| column | bytes a message |\n|---|---|");
-        for (name, bytes) in store.column_bytes()? {
-            if bytes > 0 {
-                println!("| {name} | {:.3} |", bytes as f64 / count);
-            }
-        }
-    }
-    Ok(())
+    println!(
+        "| {level} | {} | {bytes:.2} | {times} | {single:.0} |",
+        block_bytes >> 10
+    );
+    Ok(store)
+}
+
+fn cursors(room: &Room) -> impl Iterator<Item = CursorRow> {
+    let (conversation, delivered) = (room.id, room.head.seq);
+    let cursor = move |(user, ..): &(UserId, SenderId, SenderState)| CursorRow {
+        conversation,
+        user: *user,
+        delivered,
+        read: delivered,
+    };
+    room.members.values().map(cursor)
 }
 
 /// CPU time of this thread.

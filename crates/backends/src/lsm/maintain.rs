@@ -22,6 +22,10 @@ use super::*;
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_LAST: Duration = Duration::from_secs(10);
 
+/// A merge that finds the disk full has just taken the room that the log needs: it comes back
+/// after [`RETRY_LAST`] first and ever more seldom.
+const MERGE_RETRY_LAST: Duration = Duration::from_secs(600);
+
 /// Segments below this size are one size class; each next class is four times as large.
 const CLASS_BYTES: u64 = 1 << 20;
 
@@ -368,13 +372,13 @@ impl Inner {
     }
 
     fn merge_loop(&self) {
-        let mut retry = RETRY_FIRST;
+        let mut retry = RETRY_LAST;
         let go_on = || !lock(&self.bell.state).stop;
         while self.wait(Duration::MAX, |s| s.merge) {
             lock(&self.bell.state).merge = false;
             loop {
                 match self.merge_some(&go_on) {
-                    Ok(true) if go_on() => retry = RETRY_FIRST,
+                    Ok(true) if go_on() => retry = RETRY_LAST,
                     Ok(_) => break,
                     Err(trouble) => {
                         tracing::warn!(
@@ -385,7 +389,7 @@ impl Inner {
                         if !self.wait(retry, |_| false) {
                             return;
                         }
-                        retry = (retry * 2).min(RETRY_LAST);
+                        retry = (retry * 2).min(MERGE_RETRY_LAST);
                     }
                 }
             }

@@ -36,6 +36,9 @@ mod rows;
 mod segment;
 mod view;
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};

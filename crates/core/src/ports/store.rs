@@ -36,32 +36,67 @@ pub const STORE_DEADLINE: Duration = Duration::from_secs(5);
 /// - A put that failed or whose future was dropped may have happened, whole or in part.
 pub trait Store: Send + Sync {
     /// Writes event rows, in any order, of any conversations of the partition.
-    fn put_events(&self, partition: Partition, rows: Vec<EventRow>) -> BoxFuture<'_, StoreResult<()>>;
+    fn put_events(
+        &self,
+        partition: Partition,
+        rows: Vec<EventRow>,
+    ) -> BoxFuture<'_, StoreResult<()>>;
 
     /// Writes rows of state.
-    fn put_state(&self, partition: Partition, rows: Vec<StateRow>) -> BoxFuture<'_, StoreResult<()>>;
+    fn put_state(
+        &self,
+        partition: Partition,
+        rows: Vec<StateRow>,
+    ) -> BoxFuture<'_, StoreResult<()>>;
 
     /// Moves cursors forward: each number becomes the greater of what is there and what is given.
-    fn put_cursors(&self, partition: Partition, rows: Vec<CursorRow>) -> BoxFuture<'_, StoreResult<()>>;
+    fn put_cursors(
+        &self,
+        partition: Partition,
+        rows: Vec<CursorRow>,
+    ) -> BoxFuture<'_, StoreResult<()>>;
 
     /// Says that all rows of the records before `position` have been put; answers the position
     /// up to which rows survive a crash, at most the one given: that one may be committed in
     /// the log. A store that is durable on return gives the position back; one that gathers
     /// rows in memory, leaning on the log, gives the last one it flushed.
-    fn settle(&self, partition: Partition, position: Position) -> BoxFuture<'_, StoreResult<Position>>;
+    fn settle(
+        &self,
+        partition: Partition,
+        position: Position,
+    ) -> BoxFuture<'_, StoreResult<Position>>;
 
     /// The events `from..=to` that exist, ascending. Stops early, but not before the first,
-    /// when about `bytes_max` bytes of bodies were gathered.
-    fn read_events(&self, conversation: ConversationId, from: Seq, to: Seq, bytes_max: usize) -> BoxFuture<'_, StoreResult<Vec<EventRow>>>;
+    /// when about `bytes_max` bytes of bodies were gathered. Only bodies count: bound the range
+    /// as well.
+    fn read_events(
+        &self,
+        conversation: ConversationId,
+        from: Seq,
+        to: Seq,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, StoreResult<Vec<EventRow>>>;
 
     /// The events at or after `from` in the log, ascending by seq. They are found reading
     /// downwards from the highest seq until a position before `from`.
-    fn read_events_since(&self, conversation: ConversationId, from: Position) -> BoxFuture<'_, StoreResult<Vec<EventRow>>>;
+    fn read_events_since(
+        &self,
+        conversation: ConversationId,
+        from: Position,
+    ) -> BoxFuture<'_, StoreResult<Vec<EventRow>>>;
 
     /// The rows of state named, in the order asked, `None` where there is none. Sees every
     /// put that returned `Ok` before the call, from any router.
-    fn read_state(&self, conversation: ConversationId, keys: Vec<StateKey>) -> BoxFuture<'_, StoreResult<Vec<Option<StateRow>>>>;
+    fn read_state(
+        &self,
+        conversation: ConversationId,
+        keys: Vec<StateKey>,
+    ) -> BoxFuture<'_, StoreResult<Vec<Option<StateRow>>>>;
 
     /// The cursors of these users; users without one are left out.
-    fn read_cursors(&self, conversation: ConversationId, users: Vec<UserId>) -> BoxFuture<'_, StoreResult<Vec<CursorRow>>>;
+    fn read_cursors(
+        &self,
+        conversation: ConversationId,
+        users: Vec<UserId>,
+    ) -> BoxFuture<'_, StoreResult<Vec<CursorRow>>>;
 }
