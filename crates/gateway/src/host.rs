@@ -44,7 +44,11 @@ pub trait Authenticator: Send + Sync {
 
     /// Says who a token speaks for. `device` is the client's name for its device, which counts when
     /// the token names none.
-    fn verify(&self, token: String, device: String) -> BoxFuture<'_, Result<Principal, AuthFailure>>;
+    fn verify(
+        &self,
+        token: String,
+        device: String,
+    ) -> BoxFuture<'_, Result<Principal, AuthFailure>>;
 }
 
 /// What all workers of a process share.
@@ -74,7 +78,10 @@ pub struct Ports {
 
 /// The subprotocols that [`crate::ws::handshake::Policy`] must offer, in the host's order.
 pub fn subprotocols() -> Vec<String> {
-    Format::ALL.iter().map(|format| format.subprotocol().to_owned()).collect()
+    Format::ALL
+        .iter()
+        .map(|format| format.subprotocol().to_owned())
+        .collect()
 }
 
 /// Messages of routers handled in one turn; the sockets have their turn in between.
@@ -94,7 +101,11 @@ pub fn worker(
     metrics: Arc<GatewayMetrics>,
 ) -> io::Result<Worker<Host>> {
     let inbox = Arc::new(Inbox::default());
-    let (gateway, peers, gateways) = (settings.gateway, Arc::clone(&ports.peers), Arc::clone(&ports.gateways));
+    let (gateway, peers, gateways) = (
+        settings.gateway,
+        Arc::clone(&ports.peers),
+        Arc::clone(&ports.gateways),
+    );
     let wake = Arc::clone(&inbox);
     let messages = peers.add_gateway(gateway, Box::new(move || wake.wake()));
     let host = Host {
@@ -127,14 +138,23 @@ pub struct Host {
 impl Host {
     /// Calls the core, and then for every answer that was ready at once.
     fn call(&mut self, io: &mut Io, call: impl FnOnce(&mut GatewayCore, &mut Out<'_>)) {
-        call(&mut self.core, &mut Out { link: &mut self.link, io });
+        call(
+            &mut self.core,
+            &mut Out {
+                link: &mut self.link,
+                io,
+            },
+        );
         while let Some(input) = self.link.ready.pop_front() {
             self.input(io, input);
         }
     }
 
     fn input(&mut self, io: &mut Io, input: Input) {
-        let out = &mut Out { link: &mut self.link, io };
+        let out = &mut Out {
+            link: &mut self.link,
+            io,
+        };
         match input {
             Input::Appended(batch, result) => self.core.appended(out, batch, result),
             Input::Authenticated(session, result) => self.core.authenticated(out, session, result),
@@ -160,10 +180,14 @@ impl Host {
             self.call(io, |_, _| {});
         }
         self.inputs = inputs;
-        self.messages.take(&mut self.batch);
+        if self.messages.take(&mut self.batch) {
+            self.call(io, |core, out| core.messages_lost(out));
+        }
         self.pending.extend(self.batch.drain(..));
         for _ in 0..MESSAGES_PER_TURN {
-            let Some(message) = self.pending.pop_front() else { break };
+            let Some(message) = self.pending.pop_front() else {
+                break;
+            };
             self.call(io, |core, out| core.from_router(out, message));
         }
         if self.pending.capacity() > 4 * MESSAGES_PER_TURN && self.pending.is_empty() {
@@ -175,7 +199,10 @@ impl Host {
 impl Handler for Host {
     fn on_open(&mut self, io: &mut Io, token: Token, info: &OpenInfo<'_>) {
         // A client that names no subprotocol most likely writes its JSON by hand.
-        let format = info.subprotocol.and_then(|i| Format::ALL.get(usize::from(i)).copied()).unwrap_or(Format::Json);
+        let format = info
+            .subprotocol
+            .and_then(|i| Format::ALL.get(usize::from(i)).copied())
+            .unwrap_or(Format::Json);
         let slot = self.link.admit(token);
         self.call(io, |core, out| {
             core.opened(out, slot, format);
@@ -183,7 +210,9 @@ impl Handler for Host {
     }
 
     fn on_message(&mut self, io: &mut Io, token: Token, opcode: Opcode, payload: &mut [u8]) {
-        self.call(io, |core, out| core.message(out, token.slot() as u32, opcode, payload));
+        self.call(io, |core, out| {
+            core.message(out, token.slot() as u32, opcode, payload)
+        });
     }
 
     fn on_close(&mut self, io: &mut Io, token: Token, reason: CloseReason) {

@@ -41,12 +41,26 @@ async fn a_session_is_found_until_it_is_removed(registry: &dyn Registry, run: u6
     let (first, second) = (entry(user, 1, 1), entry(user, 2, 2));
     registry.put_session(first).await.expect(OK);
     registry.put_session(second).await.expect(OK);
-    assert_eq!(registry.sessions_of(user).await.expect(OK), [first, second], "in the order they came");
-    registry.remove_session(user, first.session, 50).await.expect(OK);
+    assert_eq!(
+        registry.sessions_of(user).await.expect(OK),
+        [first, second],
+        "in the order they came"
+    );
+    registry
+        .remove_session(user, first.session, 50)
+        .await
+        .expect(OK);
     assert_eq!(registry.sessions_of(user).await.expect(OK), [second]);
     let now = presence(registry, user).await;
-    assert_eq!((now.state, now.last_seen), (Presence::Online, 0), "one session is left");
-    registry.remove_session(user, second.session, 77).await.expect(OK);
+    assert_eq!(
+        (now.state, now.last_seen),
+        (Presence::Online, 0),
+        "one session is left"
+    );
+    registry
+        .remove_session(user, second.session, 77)
+        .await
+        .expect(OK);
     let now = presence(registry, user).await;
     assert_eq!((now.state, now.last_seen), (Presence::Offline, 77));
 }
@@ -56,8 +70,14 @@ async fn a_late_removal_never_removes_a_newer_session(registry: &dyn Registry, r
     let (old, new) = (entry(user, 1, 1), entry(user, 1, 2));
     registry.put_session(old).await.expect(OK);
     registry.put_session(new).await.expect(OK);
-    registry.remove_session(user, old.session, 5).await.expect(OK);
-    registry.remove_session(user, old.session, 6).await.expect(OK);
+    registry
+        .remove_session(user, old.session, 5)
+        .await
+        .expect(OK);
+    registry
+        .remove_session(user, old.session, 6)
+        .await
+        .expect(OK);
     assert_eq!(registry.sessions_of(user).await.expect(OK), [new]);
 }
 
@@ -67,10 +87,17 @@ async fn repeats_are_harmless(registry: &dyn Registry, run: u64) {
     for _ in 0..3 {
         registry.put_session(one).await.expect(OK);
     }
-    registry.set_presence(user, one.session, Presence::Away).await.expect(OK);
+    registry
+        .set_presence(user, one.session, Presence::Away)
+        .await
+        .expect(OK);
     registry.put_session(one).await.expect(OK);
     assert_eq!(registry.sessions_of(user).await.expect(OK), [one]);
-    assert_eq!(presence(registry, user).await.state, Presence::Away, "a refresh says nothing new");
+    assert_eq!(
+        presence(registry, user).await.state,
+        Presence::Away,
+        "a refresh says nothing new"
+    );
 }
 
 async fn presence_is_the_best_of_a_users_sessions(registry: &dyn Registry, run: u64) {
@@ -79,38 +106,84 @@ async fn presence_is_the_best_of_a_users_sessions(registry: &dyn Registry, run: 
     let (a, b) = (entry(user_, 1, 1), entry(user_, 2, 2));
     registry.put_session(a).await.expect(OK);
     registry.put_session(b).await.expect(OK);
-    registry.set_presence(user_, a.session, Presence::Away).await.expect(OK);
+    registry
+        .set_presence(user_, a.session, Presence::Away)
+        .await
+        .expect(OK);
     let asked = registry.presence(vec![stranger, user_]).await.expect(OK);
     let states: Vec<(UserId, Presence)> = asked.iter().map(|p| (p.user, p.state)).collect();
-    assert_eq!(states, [(stranger, Presence::Offline), (user_, Presence::Online)], "in the order asked");
-    registry.set_presence(user_, b.session, Presence::Offline).await.expect(OK);
-    assert_eq!(presence(registry, user_).await.state, Presence::Away, "one is not to be seen");
+    assert_eq!(
+        states,
+        [(stranger, Presence::Offline), (user_, Presence::Online)],
+        "in the order asked"
+    );
+    registry
+        .set_presence(user_, b.session, Presence::Offline)
+        .await
+        .expect(OK);
+    assert_eq!(
+        presence(registry, user_).await.state,
+        Presence::Away,
+        "one is not to be seen"
+    );
 }
 
 async fn watched_users_that_changed_are_told_once(registry: &dyn Registry, run: u64) {
     let (seen, unseen) = (user(run, 6), user(run, 7));
     let gateway = GatewayId(run as u32 % 1000 + 77);
     let mine = |changes: Vec<(GatewayId, Vec<UserPresence>)>| {
-        changes.into_iter().filter(|(g, _)| *g == gateway).flat_map(|(_, users)| users).collect::<Vec<_>>()
+        changes
+            .into_iter()
+            .filter(|(g, _)| *g == gateway)
+            .flat_map(|(_, users)| users)
+            .collect::<Vec<_>>()
     };
     registry.watch(gateway, vec![seen]).await.expect(OK);
     mine(registry.changes().await.expect(OK));
     for user in [seen, unseen] {
         registry.put_session(entry(user, 1, 1)).await.expect(OK);
     }
-    registry.set_presence(seen, entry(seen, 1, 1).session, Presence::Away).await.expect(OK);
+    registry
+        .set_presence(seen, entry(seen, 1, 1).session, Presence::Away)
+        .await
+        .expect(OK);
     let told = mine(registry.changes().await.expect(OK));
-    assert_eq!(told, [UserPresence { user: seen, state: Presence::Away, last_seen: 0 }], "as it is now, once");
+    assert_eq!(
+        told,
+        [UserPresence {
+            user: seen,
+            state: Presence::Away,
+            last_seen: 0
+        }],
+        "as it is now, once"
+    );
     assert_eq!(mine(registry.changes().await.expect(OK)), []);
     registry.watch(gateway, Vec::new()).await.expect(OK);
-    registry.remove_session(seen, entry(seen, 1, 1).session, 9).await.expect(OK);
-    assert_eq!(mine(registry.changes().await.expect(OK)), [], "the last list counts");
+    registry
+        .remove_session(seen, entry(seen, 1, 1).session, 9)
+        .await
+        .expect(OK);
+    assert_eq!(
+        mine(registry.changes().await.expect(OK)),
+        [],
+        "the last list counts"
+    );
 }
 
-async fn the_greater_mark_stays_and_only_what_was_seen_is_cleared(registry: &dyn Registry, run: u64) {
+async fn the_greater_mark_stays_and_only_what_was_seen_is_cleared(
+    registry: &dyn Registry,
+    run: u64,
+) {
     let user = user(run, 8);
-    let mark = |conversation, seq| Mark { user, conversation: ConversationId(conversation), seq };
-    registry.put_marks(vec![mark(1, 9), mark(1, 4), mark(2, 1)]).await.expect(OK);
+    let mark = |conversation, seq| Mark {
+        user,
+        conversation: ConversationId(conversation),
+        seq,
+    };
+    registry
+        .put_marks(vec![mark(1, 9), mark(1, 4), mark(2, 1)])
+        .await
+        .expect(OK);
     registry.put_marks(vec![mark(1, 7)]).await.expect(OK);
     let mut marks = registry.marks_of(user, 10).await.expect(OK);
     marks.sort_unstable_by_key(|m| m.conversation);

@@ -4,7 +4,7 @@
 //! counted: the protocol between gateways and routers is made for that.
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Poll, Waker};
 
@@ -36,6 +36,8 @@ struct Gateway {
     id: GatewayId,
     queue: Mutex<Vec<ToGateway>>,
     wake: Box<dyn Fn() + Send + Sync>,
+    /// Whether something didn't fit since the last look.
+    has_lost: AtomicBool,
 }
 
 /// [`Peers`] within one process.
@@ -54,7 +56,12 @@ impl InProcessPeers {
 
     /// The same with another bound of each queue, in messages.
     pub fn with_bound(partitions: u32, queue_max: usize) -> Self {
-        let router = || Arc::new(Mutex::new(Requests { queue: Vec::new(), waker: None }));
+        let router = || {
+            Arc::new(Mutex::new(Requests {
+                queue: Vec::new(),
+                waker: None,
+            }))
+        };
         InProcessPeers {
             routers: (0..partitions).map(|_| router()).collect(),
             gateways: RwLock::default(),
@@ -66,17 +73,36 @@ impl InProcessPeers {
     /// The queue of the router that owns a partition; none if there is no such partition. Meant
     /// for one receiver.
     pub fn router_inbox(&self, partition: Partition) -> Option<RouterInbox> {
-        self.routers.get(partition.0 as usize).map(|requests| RouterInbox { requests: Arc::clone(requests) })
+        self.routers
+            .get(partition.0 as usize)
+            .map(|requests| RouterInbox {
+                requests: Arc::clone(requests),
+            })
     }
 
     /// Adds a gateway. `wake` is called, from any thread, when something comes into its empty
     /// queue. The gateway is gone when the inbox is dropped.
-    pub fn add_gateway(self: &Arc<Self>, id: GatewayId, wake: Box<dyn Fn() + Send + Sync>) -> GatewayInbox {
-        let gateway = Arc::new(Gateway { id, queue: Mutex::default(), wake });
-        let mut gateways = self.gateways.write().unwrap_or_else(PoisonError::into_inner);
+    pub fn add_gateway(
+        self: &Arc<Self>,
+        id: GatewayId,
+        wake: Box<dyn Fn() + Send + Sync>,
+    ) -> GatewayInbox {
+        let gateway = Arc::new(Gateway {
+            id,
+            queue: Mutex::default(),
+            wake,
+            has_lost: AtomicBool::new(false),
+        });
+        let mut gateways = self
+            .gateways
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         gateways.retain(|g| g.id != id);
         gateways.push(Arc::clone(&gateway));
-        GatewayInbox { gateway, peers: Arc::clone(self) }
+        GatewayInbox {
+            gateway,
+            peers: Arc::clone(self),
+        }
     }
 
     /// What was dropped.
@@ -88,13 +114,17 @@ impl InProcessPeers {
 impl Peers for InProcessPeers {
     fn to_router(&self, from: GatewayId, partition: Partition, message: ToRouter) {
         let Some(requests) = self.routers.get(partition.0 as usize) else {
-            self.counts.to_router_dropped.fetch_add(1, Ordering::Relaxed);
+            self.counts
+                .to_router_dropped
+                .fetch_add(1, Ordering::Relaxed);
             return;
         };
         let waker = {
             let mut requests = lock(requests);
             if requests.queue.len() >= self.queue_max {
-                self.counts.to_router_dropped.fetch_add(1, Ordering::Relaxed);
+                self.counts
+                    .to_router_dropped
+                    .fetch_add(1, Ordering::Relaxed);
                 return;
             }
             requests.queue.push((from, message));
@@ -108,13 +138,18 @@ impl Peers for InProcessPeers {
     fn to_gateway(&self, to: GatewayId, message: ToGateway) {
         let gateways = self.gateways.read().unwrap_or_else(PoisonError::into_inner);
         let Some(gateway) = gateways.iter().find(|g| g.id == to) else {
-            self.counts.to_gateway_dropped.fetch_add(1, Ordering::Relaxed);
+            self.counts
+                .to_gateway_dropped
+                .fetch_add(1, Ordering::Relaxed);
             return;
         };
         let was_empty = {
             let mut queue = lock(&gateway.queue);
             if queue.len() >= self.queue_max {
-                self.counts.to_gateway_dropped.fetch_add(1, Ordering::Relaxed);
+                self.counts
+                    .to_gateway_dropped
+                    .fetch_add(1, Ordering::Relaxed);
+                gateway.has_lost.store(true, Ordering::Relaxed);
                 return;
             }
             queue.push(message);
@@ -160,15 +195,20 @@ pub struct GatewayInbox {
 }
 
 impl GatewayInbox {
-    /// Moves all that came into `into`.
-    pub fn take(&self, into: &mut Vec<ToGateway>) {
+    /// Moves all that came into `into`; whether something was dropped since the last call.
+    pub fn take(&self, into: &mut Vec<ToGateway>) -> bool {
         swap_out(&mut lock(&self.gateway.queue), into);
+        self.gateway.has_lost.swap(false, Ordering::Relaxed)
     }
 }
 
 impl Drop for GatewayInbox {
     fn drop(&mut self) {
-        let mut gateways = self.peers.gateways.write().unwrap_or_else(PoisonError::into_inner);
+        let mut gateways = self
+            .peers
+            .gateways
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
         gateways.retain(|g| !Arc::ptr_eq(g, &self.gateway));
     }
 }
@@ -203,7 +243,11 @@ mod tests {
     }
 
     fn typing(user: u64) -> ToGateway {
-        ToGateway::Typing { conversation: ConversationId(1), user: UserId(user), on: true }
+        ToGateway::Typing {
+            conversation: ConversationId(1),
+            user: UserId(user),
+            on: true,
+        }
     }
 
     fn close(conversation: u64) -> ToRouter {
@@ -225,12 +269,16 @@ mod tests {
         }
         peers.to_gateway(GatewayId(9), typing(9));
         let mut taken = Vec::new();
-        inbox.take(&mut taken);
-        assert_eq!(taken, [typing(0), typing(1), typing(2)], "what doesn't fit is dropped");
+        assert!(inbox.take(&mut taken));
+        assert_eq!(
+            taken,
+            [typing(0), typing(1), typing(2)],
+            "what doesn't fit is dropped"
+        );
         assert_eq!(peers.counts().to_gateway_dropped.load(Ordering::Relaxed), 3);
         taken.clear();
         peers.to_gateway(GatewayId(4), typing(7));
-        inbox.take(&mut taken);
+        assert!(!inbox.take(&mut taken));
         assert_eq!((taken.len(), wakes.load(Ordering::Relaxed)), (1, 2));
         drop(inbox);
         assert_eq!(peers.gateways(), []);

@@ -70,7 +70,11 @@ impl InProcessRegistry {
 
     fn note_change(&self, user: UserId) {
         let mut watching = lock(&self.watching);
-        if watching.by_gateway.values().any(|users| users.contains(&user)) {
+        if watching
+            .by_gateway
+            .values()
+            .any(|users| users.contains(&user))
+        {
             watching.changed.insert(user);
         }
     }
@@ -78,7 +82,12 @@ impl InProcessRegistry {
     fn presence_of(&self, user: UserId) -> UserPresence {
         let oldest = (self.clock)().saturating_sub(self.ttl);
         let part = self.part(user);
-        let live = part.live.get(&user).into_iter().flatten().filter(|l| l.refreshed >= oldest);
+        let live = part
+            .live
+            .get(&user)
+            .into_iter()
+            .flatten()
+            .filter(|l| l.refreshed >= oldest);
         let rank = |state: &Presence| match state {
             Presence::Offline => 0,
             Presence::Away => 1,
@@ -86,7 +95,11 @@ impl InProcessRegistry {
         };
         let state = live.map(|l| l.state).max_by_key(rank).unwrap_or_default();
         let gone = part.gone.get(&user).copied().unwrap_or_default();
-        UserPresence { user, state, last_seen: if state == Presence::Offline { gone } else { 0 } }
+        UserPresence {
+            user,
+            state,
+            last_seen: if state == Presence::Offline { gone } else { 0 },
+        }
     }
 }
 
@@ -115,7 +128,10 @@ impl Registry for InProcessRegistry {
         let refreshed = (self.clock)();
         let is_new = {
             let mut part = self.part(entry.user);
-            let live = part.live.entry(entry.user).or_insert_with(|| Vec::with_capacity(1));
+            let live = part
+                .live
+                .entry(entry.user)
+                .or_insert_with(|| Vec::with_capacity(1));
             match live.iter_mut().find(|l| l.entry.session == entry.session) {
                 Some(known) => {
                     known.refreshed = refreshed;
@@ -123,7 +139,11 @@ impl Registry for InProcessRegistry {
                 }
                 None => {
                     live.reserve_exact(1);
-                    live.push(Live { entry, state: Presence::Online, refreshed });
+                    live.push(Live {
+                        entry,
+                        state: Presence::Online,
+                        refreshed,
+                    });
                     true
                 }
             }
@@ -142,7 +162,9 @@ impl Registry for InProcessRegistry {
     ) -> BoxFuture<'_, Result<(), RegistryError>> {
         let is_gone = {
             let mut part = self.part(user);
-            let Some(live) = part.live.get_mut(&user) else { return done(()) };
+            let Some(live) = part.live.get_mut(&user) else {
+                return done(());
+            };
             let before = live.len();
             live.retain(|l| l.entry.session != session);
             let is_gone = live.len() < before;
@@ -166,7 +188,11 @@ impl Registry for InProcessRegistry {
         let oldest = (self.clock)().saturating_sub(self.ttl);
         let part = self.part(user);
         let live = part.live.get(&user).into_iter().flatten();
-        done(live.filter(|l| l.refreshed >= oldest).map(|l| l.entry).collect())
+        done(
+            live.filter(|l| l.refreshed >= oldest)
+                .map(|l| l.entry)
+                .collect(),
+        )
     }
 
     fn set_presence(
@@ -177,7 +203,12 @@ impl Registry for InProcessRegistry {
     ) -> BoxFuture<'_, Result<(), RegistryError>> {
         let is_changed = {
             let mut part = self.part(user);
-            let live = part.live.get_mut(&user).into_iter().flatten().find(|l| l.entry.session == session);
+            let live = part
+                .live
+                .get_mut(&user)
+                .into_iter()
+                .flatten()
+                .find(|l| l.entry.session == session);
             live.is_some_and(|l| std::mem::replace(&mut l.state, state) != state)
         };
         if is_changed {
@@ -186,16 +217,30 @@ impl Registry for InProcessRegistry {
         done(())
     }
 
-    fn presence(&self, users: Vec<UserId>) -> BoxFuture<'_, Result<Vec<UserPresence>, RegistryError>> {
-        done(users.into_iter().map(|user| self.presence_of(user)).collect())
+    fn presence(
+        &self,
+        users: Vec<UserId>,
+    ) -> BoxFuture<'_, Result<Vec<UserPresence>, RegistryError>> {
+        done(
+            users
+                .into_iter()
+                .map(|user| self.presence_of(user))
+                .collect(),
+        )
     }
 
-    fn watch(&self, gateway: GatewayId, users: Vec<UserId>) -> BoxFuture<'_, Result<(), RegistryError>> {
+    fn watch(
+        &self,
+        gateway: GatewayId,
+        users: Vec<UserId>,
+    ) -> BoxFuture<'_, Result<(), RegistryError>> {
         let mut watching = lock(&self.watching);
         if users.is_empty() {
             watching.by_gateway.remove(&gateway);
         } else {
-            watching.by_gateway.insert(gateway, users.into_iter().collect());
+            watching
+                .by_gateway
+                .insert(gateway, users.into_iter().collect());
         }
         done(())
     }
@@ -206,16 +251,27 @@ impl Registry for InProcessRegistry {
             let changed: Vec<UserId> = std::mem::take(&mut watching.changed).into_iter().collect();
             let mut gateways: BTreeMap<GatewayId, Vec<UserId>> = BTreeMap::new();
             for (&gateway, users) in &watching.by_gateway {
-                gateways.insert(gateway, changed.iter().copied().filter(|u| users.contains(u)).collect());
+                gateways.insert(
+                    gateway,
+                    changed
+                        .iter()
+                        .copied()
+                        .filter(|u| users.contains(u))
+                        .collect(),
+                );
             }
             (changed, gateways)
         };
         changed.sort_unstable();
-        let now: HashMap<UserId, UserPresence> = changed.iter().map(|&u| (u, self.presence_of(u))).collect();
-        let told = gateways.into_iter().filter(|(_, users)| !users.is_empty()).map(|(gateway, mut users)| {
-            users.sort_unstable();
-            (gateway, users.iter().map(|u| now[u]).collect())
-        });
+        let now: HashMap<UserId, UserPresence> =
+            changed.iter().map(|&u| (u, self.presence_of(u))).collect();
+        let told = gateways
+            .into_iter()
+            .filter(|(_, users)| !users.is_empty())
+            .map(|(gateway, mut users)| {
+                users.sort_unstable();
+                (gateway, users.iter().map(|u| now[u]).collect())
+            });
         done(told.collect())
     }
 
@@ -237,7 +293,10 @@ impl Registry for InProcessRegistry {
     fn clear_mark(&self, mark: Mark) -> BoxFuture<'_, Result<(), RegistryError>> {
         let mut part = self.part(mark.user);
         if let Some(of_user) = part.marks.get_mut(&mark.user) {
-            if of_user.get(&mark.conversation).is_some_and(|&seq| seq <= mark.seq) {
+            if of_user
+                .get(&mark.conversation)
+                .is_some_and(|&seq| seq <= mark.seq)
+            {
                 of_user.remove(&mark.conversation);
             }
             if of_user.is_empty() {
@@ -247,10 +306,23 @@ impl Registry for InProcessRegistry {
         done(())
     }
 
-    fn marks_of(&self, user: UserId, limit: usize) -> BoxFuture<'_, Result<Vec<Mark>, RegistryError>> {
+    fn marks_of(
+        &self,
+        user: UserId,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Mark>, RegistryError>> {
         let part = self.part(user);
         let marks = part.marks.get(&user).into_iter().flatten();
-        done(marks.take(limit).map(|(&conversation, &seq)| Mark { user, conversation, seq }).collect())
+        done(
+            marks
+                .take(limit)
+                .map(|(&conversation, &seq)| Mark {
+                    user,
+                    conversation,
+                    seq,
+                })
+                .collect(),
+        )
     }
 }
 
@@ -263,7 +335,10 @@ mod tests {
 
     /// Every future of this registry is ready at once.
     fn now<T>(mut future: BoxFuture<'_, T>) -> T {
-        match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+        match future
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+        {
             Poll::Ready(value) => value,
             Poll::Pending => panic!("not ready at once"),
         }
@@ -281,7 +356,12 @@ mod tests {
         let clock = Arc::clone(&time);
         let registry = InProcessRegistry::new(move || clock.load(Ordering::Relaxed));
         let (user, session) = (UserId(1), SessionId(2));
-        let entry = SessionEntry { user, session, device: crate::ids::DeviceId(3), gateway: GatewayId(4) };
+        let entry = SessionEntry {
+            user,
+            session,
+            device: crate::ids::DeviceId(3),
+            gateway: GatewayId(4),
+        };
         now(registry.put_session(entry)).expect("put");
         time.fetch_add(SESSION_TTL - 1, Ordering::Relaxed);
         now(registry.put_session(entry)).expect("refreshed");
@@ -289,7 +369,10 @@ mod tests {
         assert_eq!(now(registry.sessions_of(user)).expect("read"), [entry]);
         time.fetch_add(1, Ordering::Relaxed);
         assert_eq!(now(registry.sessions_of(user)).expect("read"), []);
-        assert_eq!(now(registry.presence(vec![user])).expect("read")[0].state, Presence::Offline);
+        assert_eq!(
+            now(registry.presence(vec![user])).expect("read")[0].state,
+            Presence::Offline
+        );
     }
 
     #[test]
@@ -300,6 +383,8 @@ mod tests {
         }
         part.forget_some_gone();
         assert!(part.gone.len() < GONE_MAX && part.gone.len() > GONE_MAX / 2);
-        assert!(part.gone.contains_key(&UserId(GONE_MAX as u64)) && !part.gone.contains_key(&UserId(0)));
+        assert!(
+            part.gone.contains_key(&UserId(GONE_MAX as u64)) && !part.gone.contains_key(&UserId(0))
+        );
     }
 }

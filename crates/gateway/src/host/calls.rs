@@ -12,7 +12,9 @@ use tidings_core::ids::{ConversationId, GatewayId, Micros, Partition, Seq, Sessi
 use tidings_core::ports::directory::{Directory, DirectoryError, PAGE_MAX};
 use tidings_core::ports::log::Append;
 use tidings_core::ports::peers::{Peers, ToRouter};
-use tidings_core::ports::registry::{Mark, Presence, REGISTRY_DEADLINE, RegistryError, SessionEntry};
+use tidings_core::ports::registry::{
+    Mark, Presence, REGISTRY_DEADLINE, RegistryError, SessionEntry,
+};
 use tidings_core::ports::store::{STORE_DEADLINE, StoreError};
 use tidings_protocol::CloseCode;
 
@@ -41,7 +43,14 @@ pub(super) struct Link {
 
 impl Link {
     pub(super) fn new(gateway: GatewayId, ports: Ports, inbox: Arc<Inbox>, tick_ms: u32) -> Self {
-        Link { gateway, ports, inbox, ready: VecDeque::new(), tokens: Vec::new(), tick_ms: tick_ms.max(1) }
+        Link {
+            gateway,
+            ports,
+            inbox,
+            ready: VecDeque::new(),
+            tokens: Vec::new(),
+            tick_ms: tick_ms.max(1),
+        }
     }
 
     /// Remembers a session's token by its slot.
@@ -60,7 +69,10 @@ impl Link {
         if !self.ports.gateways.is_first(self.gateway) {
             return;
         }
-        let (registry, gateways) = (Arc::clone(&self.ports.registry), Arc::clone(&self.ports.gateways));
+        let (registry, gateways) = (
+            Arc::clone(&self.ports.registry),
+            Arc::clone(&self.ports.gateways),
+        );
         self.fire("tell presence", async move {
             for (gateway, users) in registry.changes().await? {
                 gateways.presence_changed(gateway, users);
@@ -83,15 +95,24 @@ impl Link {
             Poll::Pending => {
                 let inbox = Arc::clone(&self.inbox);
                 self.ports.runtime.spawn(async move {
-                    inbox.push(tokio::time::timeout(deadline, call).await.unwrap_or_else(|_| late()));
+                    inbox.push(
+                        tokio::time::timeout(deadline, call)
+                            .await
+                            .unwrap_or_else(|_| late()),
+                    );
                 });
             }
         }
     }
 
     /// Makes a call of the registry that nothing waits for.
-    fn fire(&self, what: &'static str, call: impl Future<Output = Result<(), RegistryError>> + Send + 'static) {
-        let mut call: Pin<Box<dyn Future<Output = Result<(), RegistryError>> + Send>> = Box::pin(call);
+    fn fire(
+        &self,
+        what: &'static str,
+        call: impl Future<Output = Result<(), RegistryError>> + Send + 'static,
+    ) {
+        let mut call: Pin<Box<dyn Future<Output = Result<(), RegistryError>> + Send>> =
+            Box::pin(call);
         let report = move |result| {
             if let Err(error) = result {
                 tracing::warn!(%error, what, "the registry is passed over");
@@ -102,7 +123,11 @@ impl Link {
             Poll::Pending => {
                 self.ports.runtime.spawn(async move {
                     let late = || RegistryError("no answer in time".to_owned());
-                    report(tokio::time::timeout(REGISTRY_DEADLINE, call).await.unwrap_or_else(|_| Err(late())));
+                    report(
+                        tokio::time::timeout(REGISTRY_DEADLINE, call)
+                            .await
+                            .unwrap_or_else(|_| Err(late())),
+                    );
                 });
             }
         }
@@ -152,13 +177,18 @@ impl Outbound for Out<'_> {
     }
 
     fn queued_bytes(&self, slot: Slot) -> usize {
-        self.token(slot).map_or(0, |token| self.io.queued_bytes(token))
+        self.token(slot)
+            .map_or(0, |token| self.io.queued_bytes(token))
     }
 
     fn heard(&self, slot: Slot) -> Micros {
-        let last = self.token(slot).and_then(|token| self.io.last_read_tick(token)).unwrap_or(0);
+        let last = self
+            .token(slot)
+            .and_then(|token| self.io.last_read_tick(token))
+            .unwrap_or(0);
         let ticks = self.io.now_tick().saturating_sub(last);
-        self.now().saturating_sub(Micros::from(ticks) * Micros::from(self.link.tick_ms) * 1_000)
+        self.now()
+            .saturating_sub(Micros::from(ticks) * Micros::from(self.link.tick_ms) * 1_000)
     }
 
     fn append(&mut self, batch: u64, records: Vec<Append>) {
@@ -172,15 +202,22 @@ impl Outbound for Out<'_> {
     }
 
     fn to_router(&mut self, partition: Partition, message: ToRouter) {
-        self.link.ports.peers.to_router(self.link.gateway, partition, message);
+        self.link
+            .ports
+            .peers
+            .to_router(self.link.gateway, partition, message);
     }
 
     fn authenticate(&mut self, session: SessionId, token: String, device: String) {
         if let Some(result) = self.link.ports.authenticator.verify_now(&token, &device) {
-            return self.link.ready.push_back(Input::Authenticated(session, result));
+            return self
+                .link
+                .ready
+                .push_back(Input::Authenticated(session, result));
         }
         let authenticator = Arc::clone(&self.link.ports.authenticator);
-        let call = async move { Input::Authenticated(session, authenticator.verify(token, device).await) };
+        let call =
+            async move { Input::Authenticated(session, authenticator.verify(token, device).await) };
         let late = move || Input::Authenticated(session, Err(AuthFailure::Unavailable));
         self.link.ask(AUTH_DEADLINE, call, late);
     }
@@ -188,7 +225,12 @@ impl Outbound for Out<'_> {
     fn load_user(&mut self, user: UserId) {
         let users = Arc::clone(&self.link.ports.users);
         let generation = match users.get(user) {
-            Ok(list) => return self.link.ready.push_back(Input::UserLoaded(user, Some(list))),
+            Ok(list) => {
+                return self
+                    .link
+                    .ready
+                    .push_back(Input::UserLoaded(user, Some(list)));
+            }
             Err(generation) => generation,
         };
         let directory = Arc::clone(&self.link.ports.directory);
@@ -197,9 +239,15 @@ impl Outbound for Out<'_> {
             if let Ok(list) = &list {
                 users.put(user, list, generation);
             }
-            Input::UserLoaded(user, list.inspect_err(|error| tracing::warn!(%error, "a user's list")).ok())
+            Input::UserLoaded(
+                user,
+                list.inspect_err(|error| tracing::warn!(%error, "a user's list"))
+                    .ok(),
+            )
         };
-        self.link.ask(DIRECTORY_DEADLINE, call, move || Input::UserLoaded(user, None));
+        self.link.ask(DIRECTORY_DEADLINE, call, move || {
+            Input::UserLoaded(user, None)
+        });
     }
 
     fn members_changed(&mut self, users: &mut dyn Iterator<Item = UserId>) {
@@ -210,16 +258,35 @@ impl Outbound for Out<'_> {
         }
     }
 
-    fn read_events(&mut self, request: u64, conversation: ConversationId, from: Seq, to: Seq, bytes_max: usize) {
+    fn read_events(
+        &mut self,
+        request: u64,
+        conversation: ConversationId,
+        from: Seq,
+        to: Seq,
+        bytes_max: usize,
+    ) {
         let store = Arc::clone(&self.link.ports.store);
-        let call =
-            async move { Input::EventsRead(request, store.read_events(conversation, from, to, bytes_max).await) };
-        let late = move || Input::EventsRead(request, Err(StoreError::Unavailable("no answer in time".to_owned())));
+        let call = async move {
+            Input::EventsRead(
+                request,
+                store.read_events(conversation, from, to, bytes_max).await,
+            )
+        };
+        let late = move || {
+            Input::EventsRead(
+                request,
+                Err(StoreError::Unavailable("no answer in time".to_owned())),
+            )
+        };
         self.link.ask(STORE_DEADLINE, call, late);
     }
 
     fn put_session(&mut self, entry: SessionEntry, is_new: bool) {
-        let (registry, gateways) = (Arc::clone(&self.link.ports.registry), Arc::clone(&self.link.ports.gateways));
+        let (registry, gateways) = (
+            Arc::clone(&self.link.ports.registry),
+            Arc::clone(&self.link.ports.gateways),
+        );
         self.link.fire("put session", async move {
             registry.put_session(entry).await?;
             if is_new {
@@ -237,34 +304,50 @@ impl Outbound for Out<'_> {
 
     fn remove_session(&mut self, user: UserId, session: SessionId, at: Micros) {
         let registry = Arc::clone(&self.link.ports.registry);
-        self.link.fire("remove session", async move { registry.remove_session(user, session, at).await });
+        self.link.fire("remove session", async move {
+            registry.remove_session(user, session, at).await
+        });
     }
 
     fn set_presence(&mut self, user: UserId, session: SessionId, state: Presence) {
         let registry = Arc::clone(&self.link.ports.registry);
-        self.link.fire("set presence", async move { registry.set_presence(user, session, state).await });
+        self.link.fire("set presence", async move {
+            registry.set_presence(user, session, state).await
+        });
     }
 
     fn presence(&mut self, request: u64, users: Vec<UserId>) {
         let registry = Arc::clone(&self.link.ports.registry);
         // Without an answer presence is not known, which is what an empty one says.
-        let call = async move { Input::Presence(Some(request), registry.presence(users).await.unwrap_or_default()) };
-        self.link.ask(REGISTRY_DEADLINE, call, move || Input::Presence(Some(request), Vec::new()));
+        let call = async move {
+            Input::Presence(
+                Some(request),
+                registry.presence(users).await.unwrap_or_default(),
+            )
+        };
+        self.link.ask(REGISTRY_DEADLINE, call, move || {
+            Input::Presence(Some(request), Vec::new())
+        });
     }
 
     fn watch(&mut self, users: Vec<UserId>) {
         let (registry, gateway) = (Arc::clone(&self.link.ports.registry), self.link.gateway);
-        self.link.fire("watch", async move { registry.watch(gateway, users).await });
+        self.link
+            .fire("watch", async move { registry.watch(gateway, users).await });
     }
 
     fn put_marks(&mut self, marks: Vec<Mark>) {
         let registry = Arc::clone(&self.link.ports.registry);
-        self.link.fire("put marks", async move { registry.put_marks(marks).await });
+        self.link
+            .fire("put marks", async move { registry.put_marks(marks).await });
     }
 }
 
 /// All conversations of a user, page by page.
-async fn conversations(directory: &dyn Directory, user: UserId) -> Result<Vec<ConversationId>, DirectoryError> {
+async fn conversations(
+    directory: &dyn Directory,
+    user: UserId,
+) -> Result<Vec<ConversationId>, DirectoryError> {
     let mut list: Vec<ConversationId> = Vec::new();
     loop {
         let after = list.last().copied().unwrap_or_default();

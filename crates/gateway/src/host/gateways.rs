@@ -50,7 +50,12 @@ impl Gateways {
     }
 
     fn all(&self, tell: impl Fn(&Inbox)) {
-        for (_, inbox) in self.inboxes.read().unwrap_or_else(PoisonError::into_inner).iter() {
+        for (_, inbox) in self
+            .inboxes
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
             tell(inbox);
         }
     }

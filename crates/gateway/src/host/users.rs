@@ -28,13 +28,19 @@ pub struct UserCache {
 impl UserCache {
     /// A cache of the lists of at most about `users_max` users.
     pub fn new(users_max: usize) -> Self {
-        UserCache { parts: (0..PARTS).map(|_| Mutex::default()).collect(), users_max }
+        UserCache {
+            parts: (0..PARTS).map(|_| Mutex::default()).collect(),
+            users_max,
+        }
     }
 
     /// What is remembered of a user; else the generation to give back to [`UserCache::put`].
     pub(super) fn get(&self, user: UserId) -> Result<Vec<ConversationId>, u64> {
         let part = self.part(user);
-        part.lists.get(&user).map(|list| list.to_vec()).ok_or(part.generation)
+        part.lists
+            .get(&user)
+            .map(|list| list.to_vec())
+            .ok_or(part.generation)
     }
 
     /// Remembers a list that was read after the generation was had.
@@ -106,7 +112,9 @@ mod tests {
             let generation = cache.get(UserId(user)).expect_err("new");
             cache.put(UserId(user), &[], generation);
         }
-        let kept = (0..1000).filter(|&user| cache.get(UserId(user)).is_ok()).count();
+        let kept = (0..1000)
+            .filter(|&user| cache.get(UserId(user)).is_ok())
+            .count();
         assert!((32..=64).contains(&kept), "{kept}");
     }
 }

@@ -29,18 +29,47 @@ impl GatewayCore {
     }
 
     /// `auth`: the first command, and again before the token ends.
-    pub(super) fn auth<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, auth: wire::Auth) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+    pub(super) fn auth<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        auth: wire::Auth,
+    ) {
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         let first = !session.is(READY);
         if first && auth.version != VERSION {
             return self.close(out, slot, CloseCode::Version);
         }
         if session.is(AUTHENTICATING) {
-            let refusal = Refusal::new(ErrorCode::RateLimited, "Another `auth` is being checked.", r#ref);
-            return self.refuse(out, slot, Refusal { retry_after_ms: 1000, ..refusal });
+            let refusal = Refusal::new(
+                ErrorCode::RateLimited,
+                "Another `auth` is being checked.",
+                r#ref,
+            );
+            return self.refuse(
+                out,
+                slot,
+                Refusal {
+                    retry_after_ms: 1000,
+                    ..refusal
+                },
+            );
         }
-        if auth.token.len() > limits::TOKEN_BYTES_MAX || auth.device.len() > limits::DEVICE_BYTES_MAX {
-            self.refuse(out, slot, Refusal::new(ErrorCode::TooLong, "`token` or `device` of `auth` is too long.", r#ref));
+        if auth.token.len() > limits::TOKEN_BYTES_MAX
+            || auth.device.len() > limits::DEVICE_BYTES_MAX
+        {
+            self.refuse(
+                out,
+                slot,
+                Refusal::new(
+                    ErrorCode::TooLong,
+                    "`token` or `device` of `auth` is too long.",
+                    r#ref,
+                ),
+            );
             if first {
                 self.close(out, slot, CloseCode::Policy);
             }
@@ -60,14 +89,24 @@ impl GatewayCore {
         result: Result<Principal, AuthFailure>,
     ) {
         self.now = out.now();
-        let Some(slot) = self.sessions.slot_of(session) else { return };
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(slot) = self.sessions.slot_of(session) else {
+            return;
+        };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         if !session.is(AUTHENTICATING) || session.is(CLOSING) {
             return;
         }
         session.set(AUTHENTICATING, false);
         let r#ref = std::mem::take(&mut session.rare().auth_ref);
-        let result = result.and_then(|p| if p.expires <= self.now { Err(AuthFailure::Expired) } else { Ok(p) });
+        let result = result.and_then(|p| {
+            if p.expires <= self.now {
+                Err(AuthFailure::Expired)
+            } else {
+                Ok(p)
+            }
+        });
         match (result, session.is(READY)) {
             (Ok(principal), false) => self.admit(out, slot, r#ref, &principal),
             (Ok(principal), true) if principal.user == session.user => {
@@ -82,18 +121,24 @@ impl GatewayCore {
             (Err(failure), true) => self.refuse(out, slot, failure_refusal(failure, r#ref)),
             (Err(failure), false) => {
                 self.refuse(out, slot, failure_refusal(failure, r#ref));
-                self.close(out, slot, match failure {
-                    AuthFailure::Invalid => CloseCode::Policy,
-                    AuthFailure::Expired => CloseCode::TokenExpired,
-                    AuthFailure::Revoked => CloseCode::Revoked,
-                    AuthFailure::Unavailable => CloseCode::TryLater,
-                });
+                self.close(
+                    out,
+                    slot,
+                    match failure {
+                        AuthFailure::Invalid => CloseCode::Policy,
+                        AuthFailure::Expired => CloseCode::TokenExpired,
+                        AuthFailure::Revoked => CloseCode::Revoked,
+                        AuthFailure::Unavailable => CloseCode::TryLater,
+                    },
+                );
             }
         }
     }
 
     fn admit<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, principal: &Principal) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         session.user = principal.user;
         session.device = principal.device;
         session.sign_in = principal.sign_in;
@@ -106,7 +151,11 @@ impl GatewayCore {
         let replaced: Vec<Slot> = self
             .sessions
             .of_user(principal.user)
-            .filter(|&s| self.sessions.get(s).is_some_and(|s| s.device == principal.device))
+            .filter(|&s| {
+                self.sessions
+                    .get(s)
+                    .is_some_and(|s| s.device == principal.device)
+            })
             .collect();
         for old in replaced {
             self.close(out, old, CloseCode::Replaced);
@@ -116,12 +165,22 @@ impl GatewayCore {
         out.admitted(slot);
         self.ready(out, slot, r#ref);
         let (user, device, gateway) = (principal.user, principal.device, self.settings.gateway);
-        out.put_session(SessionEntry { user, device, session: id, gateway }, true);
+        out.put_session(
+            SessionEntry {
+                user,
+                device,
+                session: id,
+                gateway,
+            },
+            true,
+        );
         self.begin_opening(out, slot);
     }
 
     fn ready<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64) {
-        let Some(session) = self.sessions.get(slot) else { return };
+        let Some(session) = self.sessions.get(slot) else {
+            return;
+        };
         let ready = wire::Ready {
             user: session.user.0,
             device: session.device.0,
@@ -168,10 +227,20 @@ fn failure_refusal(failure: AuthFailure, r#ref: u64) -> Refusal {
     match failure {
         AuthFailure::Unavailable => Refusal {
             retry_after_ms: 1000,
-            ..Refusal::new(ErrorCode::Unavailable, "Tokens cannot be checked now.", r#ref)
+            ..Refusal::new(
+                ErrorCode::Unavailable,
+                "Tokens cannot be checked now.",
+                r#ref,
+            )
         },
-        AuthFailure::Expired => Refusal::new(ErrorCode::Unauthorized, "The token has expired.", r#ref),
-        AuthFailure::Revoked => Refusal::new(ErrorCode::Unauthorized, "The token was revoked.", r#ref),
-        AuthFailure::Invalid => Refusal::new(ErrorCode::Unauthorized, "The token is not valid.", r#ref),
+        AuthFailure::Expired => {
+            Refusal::new(ErrorCode::Unauthorized, "The token has expired.", r#ref)
+        }
+        AuthFailure::Revoked => {
+            Refusal::new(ErrorCode::Unauthorized, "The token was revoked.", r#ref)
+        }
+        AuthFailure::Invalid => {
+            Refusal::new(ErrorCode::Unauthorized, "The token is not valid.", r#ref)
+        }
     }
 }

@@ -11,9 +11,17 @@ use crate::ws::Opcode;
 
 impl GatewayCore {
     /// A whole WebSocket message came from a session.
-    pub fn message<O: Outbound>(&mut self, out: &mut O, slot: Slot, opcode: Opcode, payload: &[u8]) {
+    pub fn message<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        opcode: Opcode,
+        payload: &[u8],
+    ) {
         self.now = out.now();
-        let Some(session) = self.sessions.get(slot) else { return };
+        let Some(session) = self.sessions.get(slot) else {
+            return;
+        };
         if session.is(CLOSING) {
             return;
         }
@@ -29,7 +37,9 @@ impl GatewayCore {
         for command in commands {
             // A stranger's commands end at the first that isn't `auth` (checklist row 5); those
             // sent before the answer to `auth` are a stranger's.
-            let Some(session) = self.sessions.get(slot) else { return };
+            let Some(session) = self.sessions.get(slot) else {
+                return;
+            };
             let (ready, closing) = (session.is(READY), session.is(CLOSING));
             if closing {
                 return;
@@ -40,7 +50,9 @@ impl GatewayCore {
                 Err(error) => return self.malformed(out, slot, &error),
             };
             match command.request {
-                Request::Other(Command::Auth(auth)) if ready || !session.is(super::session::AUTHENTICATING) => {
+                Request::Other(Command::Auth(auth))
+                    if ready || !session.is(super::session::AUTHENTICATING) =>
+                {
                     self.auth(out, slot, command.r#ref, auth);
                 }
                 _ if !ready => return self.close(out, slot, CloseCode::Policy),
@@ -50,7 +62,12 @@ impl GatewayCore {
         }
     }
 
-    fn malformed<O: Outbound>(&mut self, out: &mut O, slot: Slot, error: &tidings_protocol::DecodeError) {
+    fn malformed<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        error: &tidings_protocol::DecodeError,
+    ) {
         self.metrics.refused(error.code);
         let update = error.to_update();
         if let Some(content) = update.update {
@@ -60,16 +77,38 @@ impl GatewayCore {
 
     /// A command other than `send`. Those that need to know the user's conversations wait until
     /// these are opened.
-    pub(super) fn command<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, command: Command) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
-        let must_wait = matches!(command, Command::Delivered(_) | Command::Read(_) | Command::Typing(_));
+    pub(super) fn command<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        command: Command,
+    ) {
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        let must_wait = matches!(
+            command,
+            Command::Delivered(_) | Command::Read(_) | Command::Typing(_)
+        );
         if must_wait && !session.is(OPENED) {
             let waiting = &mut session.rare().waiting;
             if waiting.len() < WAITING_MAX {
                 waiting.push((r#ref, command));
             } else {
-                let refusal = Refusal::new(ErrorCode::Unavailable, "The conversations are being opened.", r#ref);
-                self.refuse(out, slot, Refusal { retry_after_ms: 1000, ..refusal });
+                let refusal = Refusal::new(
+                    ErrorCode::Unavailable,
+                    "The conversations are being opened.",
+                    r#ref,
+                );
+                self.refuse(
+                    out,
+                    slot,
+                    Refusal {
+                        retry_after_ms: 1000,
+                        ..refusal
+                    },
+                );
             }
             return;
         }
@@ -84,7 +123,12 @@ impl GatewayCore {
             Command::History(history) => self.history(out, slot, r#ref, &history),
             Command::Ping(_) => {
                 let server_time = self.now;
-                self.update(out, slot, r#ref, update::Update::Pong(wire::Pong { server_time }));
+                self.update(
+                    out,
+                    slot,
+                    r#ref,
+                    update::Update::Pong(wire::Pong { server_time }),
+                );
             }
             // Sends are taken apart before, without a copy of their bodies.
             Command::Send(_) => {}

@@ -28,7 +28,12 @@ const GAP_BYTES: usize = 256 << 10;
 
 impl GatewayCore {
     /// A committed event came from a router: once, twice, or after a later one.
-    pub(super) fn event<O: Outbound>(&mut self, out: &mut O, row: Arc<EventRow>, except: SessionId) {
+    pub(super) fn event<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        row: Arc<EventRow>,
+        except: SessionId,
+    ) {
         if let Some(members) = &row.members {
             out.members_changed(&mut members.changes.iter().map(|change| change.user));
         }
@@ -71,15 +76,24 @@ impl GatewayCore {
             let json = member.flags & JSON != 0;
             let frame = match &mut frames[usize::from(json)] {
                 Some(frame) => frame,
-                empty => empty.insert(frames::event_frame(if json { Format::Json } else { Format::Proto }, row)),
+                empty => empty.insert(frames::event_frame(
+                    if json { Format::Json } else { Format::Proto },
+                    row,
+                )),
             };
             out.send(member.slot, frame);
             sent += 1;
         }
         add(&self.metrics.deliveries, sent);
         add(&self.metrics.fanned_out, 1);
-        add(&self.metrics.encoded, frames.iter().flatten().count() as u64);
-        self.handed.push(Handed { conversation: row.conversation, seq });
+        add(
+            &self.metrics.encoded,
+            frames.iter().flatten().count() as u64,
+        );
+        self.handed.push(Handed {
+            conversation: row.conversation,
+            seq,
+        });
         tracing::debug!(conversation = %row.conversation, seq, sessions = sent, "event fanned out");
         self.members_event(out, row);
     }
@@ -88,13 +102,23 @@ impl GatewayCore {
     fn go_on<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId) {
         loop {
             // Each delivery may have taken the last session out.
-            let Some(at) = self.index.find(conversation) else { return };
+            let Some(at) = self.index.find(conversation) else {
+                return;
+            };
             let c = self.index.get_mut(at);
             let Some(gap) = &mut c.gap else { return };
-            while gap.held.front().is_some_and(|held| held.row.seq <= c.head_seen) {
+            while gap
+                .held
+                .front()
+                .is_some_and(|held| held.row.seq <= c.head_seen)
+            {
                 gap.held.pop_front();
             }
-            if gap.held.front().is_some_and(|held| held.row.seq == c.head_seen + 1) {
+            if gap
+                .held
+                .front()
+                .is_some_and(|held| held.row.seq == c.head_seen + 1)
+            {
                 if let Some(held) = gap.held.pop_front() {
                     self.deliver(out, at, &held.row, held.except);
                 }
@@ -111,7 +135,9 @@ impl GatewayCore {
     /// Reads what is missing, unless that is under way.
     pub(super) fn fetch_gap<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId) {
         let now = self.now;
-        let Some(at) = self.index.find(conversation) else { return };
+        let Some(at) = self.index.find(conversation) else {
+            return;
+        };
         let c = self.index.get_mut(at);
         let head_seen = c.head_seen;
         let Some(gap) = &mut c.gap else { return };
@@ -134,10 +160,19 @@ impl GatewayCore {
     }
 
     /// Missing events were read; none: neither store nor router has them now.
-    pub(super) fn gap_read<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, rows: &[&EventRow]) {
-        let Some(at) = self.index.find(conversation) else { return };
+    pub(super) fn gap_read<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        conversation: ConversationId,
+        rows: &[&EventRow],
+    ) {
+        let Some(at) = self.index.find(conversation) else {
+            return;
+        };
         let now = self.now;
-        let Some(gap) = &mut self.index.get_mut(at).gap else { return };
+        let Some(gap) = &mut self.index.get_mut(at).gap else {
+            return;
+        };
         gap.reading = false;
         if rows.is_empty() {
             gap.tries += 1;
@@ -148,9 +183,13 @@ impl GatewayCore {
         gap.tries = 0;
         gap.retry_at = 0;
         for row in rows {
-            let Some(at) = self.index.find(conversation) else { return };
-            if self.index.get(at).head_seen + 1 == row.seq {
-                self.deliver(out, at, row, SessionId(0));
+            match self.index.find(conversation) {
+                Some(at) if self.index.get(at).head_seen + 1 == row.seq => {
+                    self.deliver(out, at, row, SessionId(0));
+                }
+                Some(_) => {}
+                // The last one here has left; somebody may join.
+                None => self.members_event(out, row),
             }
         }
         self.go_on(out, conversation);
@@ -158,7 +197,10 @@ impl GatewayCore {
 
     pub(super) fn tick_gaps<O: Outbound>(&mut self, out: &mut O) {
         for conversation in std::mem::take(&mut self.gaps) {
-            let retry_at = self.index.find(conversation).and_then(|at| Some(self.index.get(at).gap.as_ref()?.retry_at));
+            let retry_at = self
+                .index
+                .find(conversation)
+                .and_then(|at| Some(self.index.get(at).gap.as_ref()?.retry_at));
             match retry_at {
                 Some(at) if at > self.now => self.gaps.push(conversation),
                 Some(_) => self.fetch_gap(out, conversation),
@@ -183,33 +225,55 @@ impl GatewayCore {
                 }
             }
             match change.role {
-                Role::None => self.member_left(row, &slots),
+                Role::None => self.member_left(out, row, &slots),
                 _ => self.member_joined(out, row, change.user, &slots),
             }
         }
     }
 
-    fn member_left(&mut self, row: &EventRow, slots: &[Slot]) {
+    fn member_left<O: Outbound>(&mut self, out: &mut O, row: &EventRow, slots: &[Slot]) {
         for &slot in slots {
-            let Some(at) = self.index.find(row.conversation) else { return };
-            let Some(member) = self.leave(slot, at) else { continue };
+            let Some(at) = self.index.find(row.conversation) else {
+                return;
+            };
+            let is_behind = self.index.get(at).head() > row.seq;
+            let Some(member) = self.leave(slot, at) else {
+                continue;
+            };
             // A sync under way still owes the events up to this one.
             if member.has(GATED)
                 && let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing())
             {
                 syncing.member_left(row.conversation, row.seq);
             }
+            // More has happened than is known here: the user may be a member again.
+            if is_behind && let Some(session) = self.sessions.get(slot) {
+                out.members_changed(&mut std::iter::once(session.user));
+                self.refresh(out, slot);
+            }
         }
     }
 
-    fn member_joined<O: Outbound>(&mut self, out: &mut O, row: &EventRow, user: UserId, slots: &[Slot]) {
+    fn member_joined<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        row: &EventRow,
+        user: UserId,
+        slots: &[Slot],
+    ) {
         let (now_s, stamp) = (seconds(self.now), stamp(self.now));
         let mut is_news = false;
         for &slot in slots {
-            let Some(session) = self.sessions.get(slot).filter(|s| s.is(READY)) else { continue };
+            let Some(session) = self.sessions.get(slot).filter(|s| s.is(READY)) else {
+                continue;
+            };
             let (is_synced, format) = (session.is(SYNCED), session.format);
             let at = self.index.find_or_add(row.conversation, row.seq, now_s);
-            if self.sessions.get(slot).is_some_and(|s| s.place_in(at).is_some()) {
+            if self
+                .sessions
+                .get(slot)
+                .is_some_and(|s| s.place_in(at).is_some())
+            {
                 continue;
             }
             is_news = true;
@@ -233,15 +297,19 @@ impl GatewayCore {
     }
 
     /// Heads in which something happened lately.
-    pub(super) fn digest<O: Outbound>(&mut self, out: &mut O, number: u64, heads: &[(ConversationId, Seq)]) {
+    pub(super) fn digest<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        number: u64,
+        heads: &[(ConversationId, Seq)],
+    ) {
         if number != self.digest + 1 {
             add(&self.metrics.digest_gaps, 1);
         }
         if number != self.digest + 1 || number == 1 {
             // The router may not know which conversations are wanted, and membership events of
             // conversations that aren't here may be lost: everything is asked again, in batches.
-            out.members_changed(&mut std::iter::empty());
-            self.tracking.refresh_all();
+            self.messages_lost(out);
         }
         self.digest = number;
         for &(conversation, seq) in heads {

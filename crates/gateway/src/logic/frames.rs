@@ -5,7 +5,9 @@ use tidings_core::ids::Seq;
 use tidings_core::record;
 use tidings_core::rows::{EventRow, MembersBody};
 use tidings_protocol::wire::{self, Update, update};
-use tidings_protocol::{EventRef, Format, Page, encode_event, encode_page_event, encode_update, frame};
+use tidings_protocol::{
+    EventRef, Format, Page, encode_event, encode_page_event, encode_update, frame,
+};
 
 use crate::ws::{FrameBuilder, Opcode};
 
@@ -20,14 +22,23 @@ pub(super) fn opcode(format: Format) -> Opcode {
 /// A frame of one update.
 pub(super) fn update_frame(format: Format, r#ref: u64, update: update::Update) -> Bytes {
     let mut builder = FrameBuilder::with_capacity(64);
-    encode_update(format, &Update { r#ref, update: Some(update) }, builder.payload());
+    encode_update(
+        format,
+        &Update {
+            r#ref,
+            update: Some(update),
+        },
+        builder.payload(),
+    );
     builder.finish(opcode(format))
 }
 
 /// A frame of one event.
 pub(super) fn event_frame(format: Format, row: &EventRow) -> Bytes {
     let mut builder = FrameBuilder::with_capacity(row.body.len() + 96);
-    with_event(row, |event| encode_event(format, 0, event, builder.payload()));
+    with_event(row, |event| {
+        encode_event(format, 0, event, builder.payload())
+    });
     builder.finish(opcode(format))
 }
 
@@ -50,7 +61,16 @@ impl Pack {
 
     /// Adds an update.
     pub(super) fn update(&mut self, format: Format, r#ref: u64, update: update::Update) {
-        self.push(format, |out| encode_update(format, &Update { r#ref, update: Some(update) }, out));
+        self.push(format, |out| {
+            encode_update(
+                format,
+                &Update {
+                    r#ref,
+                    update: Some(update),
+                },
+                out,
+            )
+        });
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -78,14 +98,25 @@ impl Pack {
 const PAGE_BYTES_MAX: usize = 128 << 10;
 
 /// Encodes the first `rows` that fit into a page; answers the bytes and the last seq among them.
-pub(super) fn page_events(format: Format, page: Page, rows: &[&EventRow]) -> (Vec<u8>, Option<Seq>) {
-    let mut events = Vec::with_capacity(rows.iter().map(|r| r.body.len() + 80).sum::<usize>().min(PAGE_BYTES_MAX));
+pub(super) fn page_events(
+    format: Format,
+    page: Page,
+    rows: &[&EventRow],
+) -> (Vec<u8>, Option<Seq>) {
+    let mut events = Vec::with_capacity(
+        rows.iter()
+            .map(|r| r.body.len() + 80)
+            .sum::<usize>()
+            .min(PAGE_BYTES_MAX),
+    );
     let mut last = None;
     for row in rows {
         if events.len() >= PAGE_BYTES_MAX {
             break;
         }
-        with_event(row, |event| encode_page_event(format, page, event, &mut events));
+        with_event(row, |event| {
+            encode_page_event(format, page, event, &mut events)
+        });
         last = Some(row.seq);
     }
     (events, last)

@@ -59,7 +59,13 @@ pub(super) struct Find {
 
 impl GatewayCore {
     /// `history`: a page of events.
-    pub(super) fn history<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, ask: &wire::History) {
+    pub(super) fn history<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        ask: &wire::History,
+    ) {
         if !self.admit_ask(out, slot, r#ref) {
             return;
         }
@@ -71,7 +77,11 @@ impl GatewayCore {
             _ => None,
         };
         if let Some(problem) = problem {
-            return self.refuse(out, slot, Refusal::new(ErrorCode::BadRequest, problem, r#ref));
+            return self.refuse(
+                out,
+                slot,
+                Refusal::new(ErrorCode::BadRequest, problem, r#ref),
+            );
         }
         let conversation = ConversationId(ask.conversation);
         let limit = match ask.limit {
@@ -81,7 +91,14 @@ impl GatewayCore {
         let (before, after, limit) = (ask.before, ask.after, u64::from(limit));
         self.ask_open(out, slot, vec![conversation], || {
             let answer = Covered::default();
-            OpenFor::History(Box::new(HistoryAsk { r#ref, conversation, before, after, limit, answer }))
+            OpenFor::History(Box::new(HistoryAsk {
+                r#ref,
+                conversation,
+                before,
+                after,
+                limit,
+                answer,
+            }))
         });
     }
 
@@ -93,13 +110,21 @@ impl GatewayCore {
         mut ask: HistoryAsk,
         state: Option<&Opened>,
     ) {
-        let Some(id) = self.sessions.get(slot).map(|s| s.id) else { return };
-        let Some(state) = state else { return self.history_delayed(out, slot, &ask) };
+        let Some(id) = self.sessions.get(slot).map(|s| s.id) else {
+            return;
+        };
+        let Some(state) = state else {
+            return self.history_delayed(out, slot, &ask);
+        };
         let grant = &state.grant;
         if grant.role == Role::None && grant.visible_to == 0 {
             return self.forbid(out, slot, ask.r#ref, ask.conversation);
         }
-        let last = if grant.role == Role::None { grant.visible_to } else { state.head };
+        let last = if grant.role == Role::None {
+            grant.visible_to
+        } else {
+            state.head
+        };
         let (from, to) = match ask.before {
             0 => (ask.after + 1, (ask.after + ask.limit).min(state.head)),
             before => {
@@ -108,12 +133,23 @@ impl GatewayCore {
             }
         };
         let visible = (from.max(grant.visible_from), to.min(last));
-        ask.answer = Covered { from, to, visible, head: last };
+        ask.answer = Covered {
+            from,
+            to,
+            visible,
+            head: last,
+        };
         if visible.0 > visible.1 {
             return self.history_page(out, slot, &ask, &[]);
         }
         let conversation = ask.conversation;
-        self.read(out, conversation, visible, READ_BYTES, ReadFor::History(id, Box::new(ask)));
+        self.read(
+            out,
+            conversation,
+            visible,
+            READ_BYTES,
+            ReadFor::History(id, Box::new(ask)),
+        );
     }
 
     /// A part of the page was read, from its first visible seq on.
@@ -125,8 +161,12 @@ impl GatewayCore {
         (from, to): (Seq, Seq),
         rows: &[&EventRow],
     ) {
-        let Some(slot) = self.sessions.slot_of(session) else { return };
-        let Some(last) = rows.last() else { return self.history_delayed(out, slot, &ask) };
+        let Some(slot) = self.sessions.slot_of(session) else {
+            return;
+        };
+        let Some(last) = rows.last() else {
+            return self.history_delayed(out, slot, &ask);
+        };
         if last.seq < to && ask.before != 0 {
             // The newest below `before` are wanted, and not all fit: about as many as did, from the
             // end of the range.
@@ -135,7 +175,13 @@ impl GatewayCore {
             ask.answer.from = from;
             ask.answer.visible.0 = from;
             let conversation = ask.conversation;
-            return self.read(out, conversation, (from, to), READ_BYTES, ReadFor::History(session, Box::new(ask)));
+            return self.read(
+                out,
+                conversation,
+                (from, to),
+                READ_BYTES,
+                ReadFor::History(session, Box::new(ask)),
+            );
         }
         if last.seq < to {
             ask.answer.to = last.seq;
@@ -143,9 +189,22 @@ impl GatewayCore {
         self.history_page(out, slot, &ask, rows);
     }
 
-    fn history_page<O: Outbound>(&mut self, out: &mut O, slot: Slot, ask: &HistoryAsk, mut rows: &[&EventRow]) {
-        let Some(format) = self.sessions.get(slot).map(|s| s.format) else { return };
-        let Covered { mut from, mut to, head, .. } = ask.answer;
+    fn history_page<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        ask: &HistoryAsk,
+        mut rows: &[&EventRow],
+    ) {
+        let Some(format) = self.sessions.get(slot).map(|s| s.format) else {
+            return;
+        };
+        let Covered {
+            mut from,
+            mut to,
+            head,
+            ..
+        } = ask.answer;
         let events = loop {
             let (events, last) = page_events(format, Page::History, rows);
             if last == rows.last().map(|row| row.seq) {
@@ -159,19 +218,42 @@ impl GatewayCore {
             rows = &rows[rows.len() / 2..];
             from = rows.first().map_or(from, |row| row.seq);
         };
-        let page = wire::HistoryPage { conversation: ask.conversation.0, from, to, events: Vec::new(), head };
+        let page = wire::HistoryPage {
+            conversation: ask.conversation.0,
+            from,
+            to,
+            events: Vec::new(),
+            head,
+        };
         let mut pack = Pack::default();
-        pack.push(format, |out| encode_history_page(format, ask.r#ref, page, &events, out));
+        pack.push(format, |out| {
+            encode_history_page(format, ask.r#ref, page, &events, out)
+        });
         if let Some(frame) = pack.take(format)
-            && self.sessions.get(slot).is_some_and(|s| !s.is(super::session::LAGGING))
+            && self
+                .sessions
+                .get(slot)
+                .is_some_and(|s| !s.is(super::session::LAGGING))
         {
             out.send(slot, &frame);
         }
     }
 
     fn history_delayed<O: Outbound>(&mut self, out: &mut O, slot: Slot, ask: &HistoryAsk) {
-        let refusal = Refusal::new(ErrorCode::HistoryDelayed, "This part cannot be read now.", ask.r#ref);
-        self.refuse(out, slot, Refusal { conversation: ask.conversation, retry_after_ms: 1000, ..refusal });
+        let refusal = Refusal::new(
+            ErrorCode::HistoryDelayed,
+            "This part cannot be read now.",
+            ask.r#ref,
+        );
+        self.refuse(
+            out,
+            slot,
+            Refusal {
+                conversation: ask.conversation,
+                retry_after_ms: 1000,
+                ..refusal
+            },
+        );
     }
 
     /// Starts searching the newest events for a message.
@@ -183,27 +265,76 @@ impl GatewayCore {
         conversation: ConversationId,
         message_id: [u8; 16],
     ) {
-        let Some(id) = self.sessions.get(slot).map(|s| s.id) else { return };
-        let Some(at) = self.index.find(conversation) else { return };
+        let Some(id) = self.sessions.get(slot).map(|s| s.id) else {
+            return;
+        };
+        let Some(at) = self.index.find(conversation) else {
+            return;
+        };
         let head = self.index.get(at).head_seen;
         let lowest = (head + 1).saturating_sub(FIND_EVENTS).max(1);
-        self.find_page(out, id, conversation, Find { r#ref, message_id, lowest, page_to: head, page_from: 0 });
+        self.find_page(
+            out,
+            id,
+            conversation,
+            Find {
+                r#ref,
+                message_id,
+                lowest,
+                page_to: head,
+                page_from: 0,
+            },
+        );
     }
 
-    fn find_page<O: Outbound>(&mut self, out: &mut O, session: SessionId, conversation: ConversationId, find: Find) {
+    fn find_page<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        session: SessionId,
+        conversation: ConversationId,
+        find: Find,
+    ) {
         let to = find.page_to;
         let from = (to + 1).saturating_sub(FIND_PAGE).max(find.lowest);
         if to < find.lowest {
             return self.not_found(out, session, conversation, find.r#ref);
         }
-        let find = Box::new(Find { page_from: from, ..find });
-        self.read(out, conversation, (from, to), READ_BYTES, ReadFor::Find(session, find));
+        let find = Box::new(Find {
+            page_from: from,
+            ..find
+        });
+        self.read(
+            out,
+            conversation,
+            (from, to),
+            READ_BYTES,
+            ReadFor::Find(session, find),
+        );
     }
 
-    fn not_found<O: Outbound>(&mut self, out: &mut O, session: SessionId, conversation: ConversationId, r#ref: u64) {
-        let Some(slot) = self.sessions.slot_of(session) else { return };
-        let refusal = Refusal::new(ErrorCode::BadCursor, "No such message among the newest 1,000.", r#ref);
-        self.refuse(out, slot, Refusal { conversation, ..refusal });
+    fn not_found<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        session: SessionId,
+        conversation: ConversationId,
+        r#ref: u64,
+    ) {
+        let Some(slot) = self.sessions.slot_of(session) else {
+            return;
+        };
+        let refusal = Refusal::new(
+            ErrorCode::BadCursor,
+            "No such message among the newest 1,000.",
+            r#ref,
+        );
+        self.refuse(
+            out,
+            slot,
+            Refusal {
+                conversation,
+                ..refusal
+            },
+        );
     }
 
     /// Events were searched.
@@ -215,13 +346,26 @@ impl GatewayCore {
         (_, to): (Seq, Seq),
         rows: &[&EventRow],
     ) {
-        let Some(slot) = self.sessions.slot_of(session) else { return };
+        let Some(slot) = self.sessions.slot_of(session) else {
+            return;
+        };
         let is_it = |row: &&&EventRow| {
             message_id(row.conversation.0, row.sender.0, row.grant, row.counter) == find.message_id
         };
         let Some(last) = rows.last() else {
-            let refusal = Refusal::new(ErrorCode::HistoryDelayed, "This part cannot be read now.", find.r#ref);
-            return self.refuse(out, slot, Refusal { retry_after_ms: 1000, ..refusal });
+            let refusal = Refusal::new(
+                ErrorCode::HistoryDelayed,
+                "This part cannot be read now.",
+                find.r#ref,
+            );
+            return self.refuse(
+                out,
+                slot,
+                Refusal {
+                    retry_after_ms: 1000,
+                    ..refusal
+                },
+            );
         };
         let conversation = last.conversation;
         if let Some(row) = rows.iter().find(is_it) {
@@ -229,7 +373,13 @@ impl GatewayCore {
         }
         if last.seq < to {
             let find_rest = Box::new(Find { ..find });
-            return self.read(out, conversation, (last.seq + 1, to), READ_BYTES, ReadFor::Find(session, find_rest));
+            return self.read(
+                out,
+                conversation,
+                (last.seq + 1, to),
+                READ_BYTES,
+                ReadFor::Find(session, find_rest),
+            );
         }
         let page_to = find.page_from - 1;
         self.find_page(out, session, conversation, Find { page_to, ..find });

@@ -151,7 +151,9 @@ pub(super) struct Conversation {
 impl Conversation {
     /// The highest seq heard of.
     pub(super) fn head(&self) -> Seq {
-        self.gap.as_ref().map_or(self.head_seen, |gap| gap.known.max(self.head_seen))
+        self.gap
+            .as_ref()
+            .map_or(self.head_seen, |gap| gap.known.max(self.head_seen))
     }
 }
 
@@ -164,12 +166,20 @@ pub(super) struct Index {
 
 impl Index {
     pub(super) fn new(seed: u64) -> Self {
-        Index { conversations: Slab::new(), table: HashTable::new(), seed }
+        Index {
+            conversations: Slab::new(),
+            table: HashTable::new(),
+            seed,
+        }
     }
 
     pub(super) fn find(&self, id: ConversationId) -> Option<u32> {
         let conversations = &self.conversations;
-        self.table.find(hash(self.seed, id.0), |&i| conversations[i as usize].id == id).copied()
+        self.table
+            .find(hash(self.seed, id.0), |&i| {
+                conversations[i as usize].id == id
+            })
+            .copied()
     }
 
     pub(super) fn get(&self, at: u32) -> &Conversation {
@@ -186,24 +196,33 @@ impl Index {
             return at;
         }
         let members = Members::Many(Vec::new());
-        let at = self.conversations.insert(Conversation { id, head_seen: head, members, gap: None, moved: now_s }) as u32;
+        let at = self.conversations.insert(Conversation {
+            id,
+            head_seen: head,
+            members,
+            gap: None,
+            moved: now_s,
+        }) as u32;
         let (conversations, seed) = (&self.conversations, self.seed);
-        self.table.insert_unique(hash(seed, id.0), at, |&i| hash(seed, conversations[i as usize].id.0));
+        self.table.insert_unique(hash(seed, id.0), at, |&i| {
+            hash(seed, conversations[i as usize].id.0)
+        });
         at
     }
 
-    fn remove(&mut self, at: u32) -> ConversationId {
+    fn remove(&mut self, at: u32) -> Conversation {
         let id = self.get(at).id;
         let seed = self.seed;
         if let Ok(entry) = self.table.find_entry(hash(seed, id.0), |&i| i == at) {
             entry.remove();
         }
-        self.conversations.remove(at as usize);
+        let removed = self.conversations.remove(at as usize);
         if self.table.capacity() > 4 * self.table.len() + 256 {
             let conversations = &self.conversations;
-            self.table.shrink_to_fit(|&i| hash(seed, conversations[i as usize].id.0));
+            self.table
+                .shrink_to_fit(|&i| hash(seed, conversations[i as usize].id.0));
         }
-        id
+        removed
     }
 
     /// The session's entry in a conversation.
@@ -213,32 +232,53 @@ impl Index {
     }
 
     /// The session's entry in a conversation, to be changed.
-    pub(super) fn member_mut(&mut self, sessions: &Sessions, slot: Slot, at: u32) -> Option<&mut Member> {
+    pub(super) fn member_mut(
+        &mut self,
+        sessions: &Sessions,
+        slot: Slot,
+        at: u32,
+    ) -> Option<&mut Member> {
         let place = sessions.get(slot)?.place_in(at)?;
-        self.get_mut(at).members.as_mut_slice().get_mut(place as usize)
+        self.get_mut(at)
+            .members
+            .as_mut_slice()
+            .get_mut(place as usize)
     }
 
     /// Makes a session a member; nothing happens if it is one.
     pub(super) fn join(&mut self, sessions: &mut Sessions, at: u32, member: Member) {
-        let Some(session) = sessions.get_mut(member.slot) else { return };
-        let Err(position) = session.joined.binary_search_by_key(&at, |j| j.conversation) else { return };
+        let Some(session) = sessions.get_mut(member.slot) else {
+            return;
+        };
+        let Err(position) = session.joined.binary_search_by_key(&at, |j| j.conversation) else {
+            return;
+        };
         let place = self.get_mut(at).members.push(member);
         if session.joined.len() == session.joined.capacity() {
             session.joined.reserve_exact(4 + session.joined.len() / 4);
         }
-        session.joined.insert(position, Joined { conversation: at, place });
+        session.joined.insert(
+            position,
+            Joined {
+                conversation: at,
+                place,
+            },
+        );
     }
 
-    /// Takes a session out of a conversation; answers its entry, and the conversation's id when
-    /// it was the last one here.
+    /// Takes a session out of a conversation; answers its entry, and the conversation when it was
+    /// the last one here.
     pub(super) fn leave(
         &mut self,
         sessions: &mut Sessions,
         slot: Slot,
         at: u32,
-    ) -> Option<(Member, Option<ConversationId>)> {
+    ) -> Option<(Member, Option<Conversation>)> {
         let session = sessions.get_mut(slot)?;
-        let position = session.joined.binary_search_by_key(&at, |j| j.conversation).ok()?;
+        let position = session
+            .joined
+            .binary_search_by_key(&at, |j| j.conversation)
+            .ok()?;
         let place = session.joined.remove(position).place;
         let members = &mut self.get_mut(at).members;
         let member = members.as_slice()[place as usize];
@@ -263,6 +303,10 @@ impl Index {
         };
         self.conversations.len() * size_of::<Conversation>()
             + self.table.allocation_size()
-            + self.conversations.iter().map(|(_, c)| members(c)).sum::<usize>()
+            + self
+                .conversations
+                .iter()
+                .map(|(_, c)| members(c))
+                .sum::<usize>()
     }
 }

@@ -54,7 +54,7 @@ pub use metrics::{GatewayMetrics, LATENCY_BOUNDS, Latency};
 pub use outbound::{AuthFailure, Outbound, Principal, Slot};
 pub use settings::Settings;
 
-use index::Index;
+use index::{Held, Index};
 use metrics::{add, shift};
 use opening::Load;
 use rates::Rates;
@@ -82,6 +82,9 @@ pub struct GatewayCore {
     cursors_flushed: Micros,
     /// Events handed to sessions in this turn.
     handed: Vec<Handed>,
+    /// Changes of members that were held back in conversations that are gone: others here may be
+    /// named in them.
+    orphans: Vec<Held>,
     /// Conversations that lost their last session here; the routers are told with the next tick.
     closes: Vec<ConversationId>,
     /// Conversations with something missing that a tick tries to read again.
@@ -92,6 +95,8 @@ pub struct GatewayCore {
     watch_changed: bool,
     /// Syncs that stopped because enough was queued, to go on in another turn.
     resumes: Vec<SessionId>,
+    /// Sessions with pages of this turn that haven't been sent.
+    unflushed: Vec<SessionId>,
     tracking: tracking::Scan,
     /// Since when the worker drains; 0: it doesn't.
     draining: Micros,
@@ -117,12 +122,14 @@ impl GatewayCore {
             cursors: HashMap::new(),
             cursors_flushed: 0,
             handed: Vec::new(),
+            orphans: Vec::new(),
             closes: Vec::new(),
             gaps: Vec::new(),
             digest: 0,
             watchers: HashMap::new(),
             watch_changed: false,
             resumes: Vec::new(),
+            unflushed: Vec::new(),
             tracking: tracking::Scan::default(),
             draining: 0,
             beats: Default::default(),
@@ -151,7 +158,9 @@ impl GatewayCore {
     /// A session ended, whoever ended it.
     pub fn closed<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
         self.now = out.now();
-        let Some(session) = self.sessions.get(slot) else { return };
+        let Some(session) = self.sessions.get(slot) else {
+            return;
+        };
         let (id, user, ready) = (session.id, session.user, session.is(READY));
         let joined: Vec<u32> = session.joined.iter().map(|j| j.conversation).collect();
         shift(&self.metrics.connections, -1);
@@ -172,20 +181,50 @@ impl GatewayCore {
     pub fn from_router<O: Outbound>(&mut self, out: &mut O, message: ToGateway) {
         self.now = out.now();
         match message {
-            ToGateway::Answer { session, answer, taken } => self.answered(out, session, &answer, taken),
-            ToGateway::Event { row, except, taken: _ } => self.event(out, row, except),
-            ToGateway::Opened { request, states, later } => self.states(out, request, states, later),
+            ToGateway::Answer {
+                session,
+                answer,
+                taken,
+            } => self.answered(out, session, &answer, taken),
+            ToGateway::Event {
+                row,
+                except,
+                taken: _,
+            } => self.event(out, row, except),
+            ToGateway::Opened {
+                request,
+                states,
+                later,
+            } => self.states(out, request, states, later),
             ToGateway::Tail { request, rows } => self.tail(out, request, &rows),
-            ToGateway::Receipts { conversation, cursors } => self.receipts(out, conversation, &cursors),
-            ToGateway::Typing { conversation, user, on } => self.typing(out, conversation, user, on),
+            ToGateway::Receipts {
+                conversation,
+                cursors,
+            } => self.receipts(out, conversation, &cursors),
+            ToGateway::Typing {
+                conversation,
+                user,
+                on,
+            } => self.typing(out, conversation, user, on),
             ToGateway::Digest { number, heads } => self.digest(out, number, &heads),
         }
+    }
+
+    /// Messages of a router were lost on the way here: what they said is asked again.
+    pub fn messages_lost<O: Outbound>(&mut self, out: &mut O) {
+        self.now = out.now();
+        out.members_changed(&mut std::iter::empty());
+        self.tracking.refresh_all();
     }
 
     /// The session's queue was dropped: nothing is pushed until it has drained.
     pub fn overflow<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
         self.now = out.now();
-        if self.sessions.get(slot).is_some_and(|s| !s.is(LAGGING) && !s.is(CLOSING)) {
+        if self
+            .sessions
+            .get(slot)
+            .is_some_and(|s| !s.is(LAGGING) && !s.is(CLOSING))
+        {
             add(&self.metrics.lagging, 1);
             self.lag(slot);
         }
@@ -194,7 +233,9 @@ impl GatewayCore {
     /// The session's queue is empty again.
     pub fn drained<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
         self.now = out.now();
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         if session.is(LAGGING) {
             session.set(LAGGING, false);
             session.rare().lagging_since = 0;
@@ -205,6 +246,10 @@ impl GatewayCore {
 
     /// The end of a turn of the worker's loop: what was gathered goes out together.
     pub fn turn_end<O: Outbound>(&mut self, out: &mut O) {
+        for held in std::mem::take(&mut self.orphans) {
+            self.event(out, held.row, held.except);
+        }
+        self.flush_packs(out);
         self.flush_sends(out);
         self.flush_handed(out);
         if self.now.saturating_sub(self.cursors_flushed) >= self.settings.cursors_every {
@@ -236,11 +281,20 @@ impl GatewayCore {
         }
         self.draining = self.now.max(1);
         let spread = self.settings.drain_spread / 1000;
-        let slots: Vec<(Slot, SessionId)> =
-            self.sessions.iter().filter(|(_, s)| s.is(READY)).map(|(slot, s)| (slot, s.id)).collect();
+        let slots: Vec<(Slot, SessionId)> = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.is(READY))
+            .map(|(slot, s)| (slot, s.id))
+            .collect();
         for (slot, id) in slots {
             let after_ms = (session::hash(0, id.0) % spread.max(1)) as u32;
-            self.update(out, slot, 0, update::Update::Reconnect(wire::Reconnect { after_ms }));
+            self.update(
+                out,
+                slot,
+                0,
+                update::Update::Reconnect(wire::Reconnect { after_ms }),
+            );
         }
     }
 
@@ -276,11 +330,30 @@ impl GatewayCore {
     }
 
     /// Refuses what isn't the user's; who asks for such things again and again is closed.
-    fn forbid<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, conversation: ConversationId) {
+    fn forbid<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        conversation: ConversationId,
+    ) {
         const FORBIDDEN_MAX: u32 = 64;
-        let refusal = Refusal::new(ErrorCode::Forbidden, "Not allowed, or no such conversation.", r#ref);
-        self.refuse(out, slot, Refusal { conversation, ..refusal });
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let refusal = Refusal::new(
+            ErrorCode::Forbidden,
+            "Not allowed, or no such conversation.",
+            r#ref,
+        );
+        self.refuse(
+            out,
+            slot,
+            Refusal {
+                conversation,
+                ..refusal
+            },
+        );
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         session.rare().forbidden += 1;
         if session.rare().forbidden > FORBIDDEN_MAX {
             self.close(out, slot, CloseCode::Forbidden);
@@ -288,7 +361,9 @@ impl GatewayCore {
     }
 
     fn close<O: Outbound>(&mut self, out: &mut O, slot: Slot, code: CloseCode) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         if session.is(CLOSING) {
             return;
         }
@@ -302,7 +377,9 @@ impl GatewayCore {
 
     /// Stops pushing to a session in all its conversations.
     fn gate_all(&mut self, slot: Slot) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         session.set(session::SYNCED, false);
         if let Some(rare) = &mut session.rare {
             rare.sync = None;
@@ -310,7 +387,11 @@ impl GatewayCore {
             rare.opening = None;
         }
         for joined in std::mem::take(&mut session.joined) {
-            let members = self.index.get_mut(joined.conversation).members.as_mut_slice();
+            let members = self
+                .index
+                .get_mut(joined.conversation)
+                .members
+                .as_mut_slice();
             if let Some(member) = members.get_mut(joined.place as usize) {
                 member.flags |= index::GATED;
                 member.since = 0;
@@ -333,7 +414,11 @@ impl GatewayCore {
 
     /// The session must sync again, as something can't be pushed to it in order; it isn't slow.
     fn resync<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
-        if self.sessions.get(slot).is_some_and(|s| s.is(session::SYNCED)) {
+        if self
+            .sessions
+            .get(slot)
+            .is_some_and(|s| s.is(session::SYNCED))
+        {
             self.gate_all(slot);
             self.update(out, slot, 0, update::Update::Lagging(wire::Lagging {}));
         }
@@ -342,7 +427,12 @@ impl GatewayCore {
     /// Takes a session out of a conversation; the router is told when it was the last.
     fn leave(&mut self, slot: Slot, at: u32) -> Option<index::Member> {
         let (member, emptied) = self.index.leave(&mut self.sessions, slot, at)?;
-        self.closes.extend(emptied);
+        if let Some(emptied) = emptied {
+            self.closes.push(emptied.id);
+            let held = emptied.gap.into_iter().flat_map(|gap| gap.held);
+            self.orphans
+                .extend(held.filter(|held| held.row.members.is_some()));
+        }
         Some(member)
     }
 
@@ -353,7 +443,9 @@ impl GatewayCore {
     /// Counts a command that costs more than a message; false: the session asks too often.
     fn admit_ask<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64) -> bool {
         let (now, rate) = (self.now, self.settings.asks_per_second);
-        let Some(session) = self.sessions.get_mut(slot) else { return false };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return false;
+        };
         if rate == 0 {
             return true;
         }
@@ -361,8 +453,19 @@ impl GatewayCore {
         match session.rare().asks.take(now, cost, 2 * settings::SECOND) {
             Ok(()) => true,
             Err(wait) => {
-                let refusal = Refusal::new(ErrorCode::RateLimited, "Too many requests for one session.", r#ref);
-                self.refuse(out, slot, Refusal { retry_after_ms: (wait / 1000 + 1) as u32, ..refusal });
+                let refusal = Refusal::new(
+                    ErrorCode::RateLimited,
+                    "Too many requests for one session.",
+                    r#ref,
+                );
+                self.refuse(
+                    out,
+                    slot,
+                    Refusal {
+                        retry_after_ms: (wait / 1000 + 1) as u32,
+                        ..refusal
+                    },
+                );
                 false
             }
         }
@@ -374,7 +477,10 @@ impl GatewayCore {
         }
         let mut by_partition: HashMap<_, Vec<Handed>> = HashMap::new();
         for handed in self.handed.drain(..) {
-            by_partition.entry(self.settings.partition_of(handed.conversation)).or_default().push(handed);
+            by_partition
+                .entry(self.settings.partition_of(handed.conversation))
+                .or_default()
+                .push(handed);
         }
         let mut partitions: Vec<_> = by_partition.into_iter().collect();
         partitions.sort_unstable_by_key(|(partition, _)| *partition);
@@ -405,6 +511,14 @@ struct Refusal {
 
 impl Refusal {
     fn new(code: ErrorCode, message: &'static str, r#ref: u64) -> Self {
-        Refusal { code, message, r#ref, retry_after_ms: 0, conversation: ConversationId(0), sender: 0, counter: 0 }
+        Refusal {
+            code,
+            message,
+            r#ref,
+            retry_after_ms: 0,
+            conversation: ConversationId(0),
+            sender: 0,
+            counter: 0,
+        }
     }
 }

@@ -44,7 +44,9 @@ const TRIES_MAX: u8 = 3;
 impl GatewayCore {
     /// Starts asking how a session's conversations stand.
     pub(super) fn begin_opening<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         session.rare().opening = Some(Opening::default());
         session.due = 0;
         let (id, user) = (session.id, session.user);
@@ -53,7 +55,9 @@ impl GatewayCore {
 
     /// Asks for a user's list again, as events may have been missed.
     pub(super) fn refresh<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         session.set(REFRESH, true);
         let (id, user) = (session.id, session.user);
         self.load(out, user, id);
@@ -61,7 +65,11 @@ impl GatewayCore {
 
     fn load<O: Outbound>(&mut self, out: &mut O, user: UserId, session: SessionId) {
         let until = self.now + 5 * self.settings.answer_within;
-        let load = self.loads.entry(user).or_insert(Load { waiting: Vec::new(), until, tries: 0 });
+        let load = self.loads.entry(user).or_insert(Load {
+            waiting: Vec::new(),
+            until,
+            tries: 0,
+        });
         if !load.waiting.contains(&session) {
             load.waiting.push(session);
         }
@@ -72,30 +80,49 @@ impl GatewayCore {
     }
 
     /// The directory said which conversations a user has, or nothing in time (`None`).
-    pub fn user_loaded<O: Outbound>(&mut self, out: &mut O, user: UserId, list: Option<Vec<ConversationId>>) {
+    pub fn user_loaded<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        user: UserId,
+        list: Option<Vec<ConversationId>>,
+    ) {
         self.now = out.now();
         let now = self.now;
-        let Some(load) = self.loads.get_mut(&user) else { return };
+        let Some(load) = self.loads.get_mut(&user) else {
+            return;
+        };
         if list.is_none() && load.tries < TRIES_MAX {
             // Asked again with a tick, a little later each time.
             load.until = now + 500_000 * Micros::from(load.tries);
             return;
         }
-        let Some(load) = self.loads.remove(&user) else { return };
+        let Some(load) = self.loads.remove(&user) else {
+            return;
+        };
         for session in load.waiting {
-            let Some(slot) = self.sessions.slot_of(session) else { continue };
+            let Some(slot) = self.sessions.slot_of(session) else {
+                continue;
+            };
             self.listed(out, slot, list.as_deref());
         }
     }
 
     fn listed<O: Outbound>(&mut self, out: &mut O, slot: Slot, list: Option<&[ConversationId]>) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         if session.is(REFRESH) {
             session.set(REFRESH, false);
-            self.ask_open(out, slot, list.unwrap_or_default().to_vec(), || OpenFor::Refresh);
+            self.ask_open(out, slot, list.unwrap_or_default().to_vec(), || {
+                OpenFor::Refresh
+            });
         }
-        let Some(session) = self.sessions.get_mut(slot) else { return };
-        let Some(opening) = session.opening().filter(|o| !o.loaded) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        let Some(opening) = session.opening().filter(|o| !o.loaded) else {
+            return;
+        };
         opening.loaded = true;
         // With the directory away the client's own cursors say where to look; the routers judge.
         opening.partial = list.is_none();
@@ -117,13 +144,27 @@ impl GatewayCore {
         conversations: Vec<ConversationId>,
         why: impl Fn() -> OpenFor,
     ) {
-        let Some((session, user)) = self.sessions.get(slot).map(|s| (s.id, s.user)) else { return };
+        let Some((session, user)) = self.sessions.get(slot).map(|s| (s.id, s.user)) else {
+            return;
+        };
         let until = self.now + self.settings.answer_within;
         for (partition, chunk) in chunks(&self.settings, &conversations) {
             let request = self.request_id();
-            let open = Request::Open { session, conversations: chunk.clone(), why: why(), until };
+            let open = Request::Open {
+                session,
+                conversations: chunk.clone(),
+                why: why(),
+                until,
+            };
             self.requests.insert(request, open);
-            out.to_router(partition, ToRouter::Open { request, user, conversations: chunk });
+            out.to_router(
+                partition,
+                ToRouter::Open {
+                    request,
+                    user,
+                    conversations: chunk,
+                },
+            );
         }
     }
 
@@ -135,7 +176,9 @@ impl GatewayCore {
         states: Vec<Opened>,
         later: Vec<ConversationId>,
     ) {
-        let Some(Request::Open { session, why, .. }) = self.requests.remove(&request) else { return };
+        let Some(Request::Open { session, why, .. }) = self.requests.remove(&request) else {
+            return;
+        };
         let Some(slot) = self.sessions.slot_of(session) else {
             self.closes.extend(states.iter().map(|s| s.conversation));
             return;
@@ -152,7 +195,15 @@ impl GatewayCore {
 
     /// A router didn't answer: its conversations are asked later.
     pub(super) fn open_lost<O: Outbound>(&mut self, out: &mut O, request: u64) {
-        let Some(Request::Open { session, conversations, why, .. }) = self.requests.remove(&request) else { return };
+        let Some(Request::Open {
+            session,
+            conversations,
+            why,
+            ..
+        }) = self.requests.remove(&request)
+        else {
+            return;
+        };
         if let Some(slot) = self.sessions.slot_of(session) {
             self.opened_for(out, slot, why, Vec::new(), conversations);
         }
@@ -168,7 +219,9 @@ impl GatewayCore {
     ) {
         match why {
             OpenFor::Session => {
-                let Some(opening) = self.sessions.get_mut(slot).and_then(|s| s.opening()) else { return };
+                let Some(opening) = self.sessions.get_mut(slot).and_then(|s| s.opening()) else {
+                    return;
+                };
                 opening.outstanding = opening.outstanding.saturating_sub(1);
                 opening.states.extend(states);
                 opening.later.extend(later);
@@ -195,8 +248,13 @@ impl GatewayCore {
             }
             return false;
         }
-        let at = self.index.find_or_add(state.conversation, state.head, now_s);
-        let is_new = self.sessions.get(slot).is_some_and(|s| s.place_in(at).is_none());
+        let at = self
+            .index
+            .find_or_add(state.conversation, state.head, now_s);
+        let is_new = self
+            .sessions
+            .get(slot)
+            .is_some_and(|s| s.place_in(at).is_none());
         if is_new {
             self.join(slot, at, GATED, 0);
         }
@@ -206,15 +264,34 @@ impl GatewayCore {
 
     /// Makes a session a member in the index.
     pub(super) fn join(&mut self, slot: Slot, at: u32, flags: u8, covered: u64) {
-        let Some(session) = self.sessions.get(slot) else { return };
-        let json = if session.format == Format::Json { JSON } else { 0 };
-        let member = Member { covered, slot, since: 0, tries: 0, flags: flags | json };
+        let Some(session) = self.sessions.get(slot) else {
+            return;
+        };
+        let json = if session.format == Format::Json {
+            JSON
+        } else {
+            0
+        };
+        let member = Member {
+            covered,
+            slot,
+            since: 0,
+            tries: 0,
+            flags: flags | json,
+        };
         self.index.join(&mut self.sessions, at, member);
     }
 
     /// Somebody said that a conversation's head is at least `seq`.
-    pub(super) fn head_heard<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, seq: u64) {
-        let Some(at) = self.index.find(conversation) else { return };
+    pub(super) fn head_heard<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        conversation: ConversationId,
+        seq: u64,
+    ) {
+        let Some(at) = self.index.find(conversation) else {
+            return;
+        };
         let c = self.index.get_mut(at);
         if seq > c.head() {
             c.gap.get_or_insert_with(Box::<Gap>::default).known = seq;
@@ -225,8 +302,12 @@ impl GatewayCore {
     /// Goes on when all routers have answered: retries, waiting commands, a waiting sync.
     pub(super) fn check_opening<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
         let now = self.now;
-        let Some(session) = self.sessions.get_mut(slot) else { return };
-        let Some(opening) = session.opening() else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        let Some(opening) = session.opening() else {
+            return;
+        };
         if !opening.loaded || opening.outstanding > 0 || opening.retry_at != 0 {
             return;
         }
@@ -253,9 +334,13 @@ impl GatewayCore {
         /// How long the states are kept for the first sync.
         const KEEP: Micros = 10_000_000;
         let now = self.now;
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         let is_synced = session.is(SYNCED) || session.is(LAGGING);
-        let Some(opening) = session.opening() else { return };
+        let Some(opening) = session.opening() else {
+            return;
+        };
         if opening.retry_at != 0 && opening.retry_at <= now {
             opening.retry_at = 0;
             let later = std::mem::take(&mut opening.later);
@@ -269,11 +354,17 @@ impl GatewayCore {
     /// Lists that didn't come.
     pub(super) fn tick_loads<O: Outbound>(&mut self, out: &mut O) {
         let now = self.now;
-        let mut late: Vec<UserId> =
-            self.loads.iter().filter(|(_, load)| load.until <= now).map(|(&user, _)| user).collect();
+        let mut late: Vec<UserId> = self
+            .loads
+            .iter()
+            .filter(|(_, load)| load.until <= now)
+            .map(|(&user, _)| user)
+            .collect();
         late.sort_unstable();
         for user in late {
-            let Some(load) = self.loads.get_mut(&user) else { continue };
+            let Some(load) = self.loads.get_mut(&user) else {
+                continue;
+            };
             if load.tries >= TRIES_MAX {
                 self.user_loaded(out, user, None);
                 continue;
@@ -291,12 +382,18 @@ type Chunk = (tidings_core::ids::Partition, Vec<ConversationId>);
 fn chunks(settings: &super::Settings, conversations: &[ConversationId]) -> Vec<Chunk> {
     let mut by_partition: BTreeMap<_, Vec<ConversationId>> = BTreeMap::new();
     for &conversation in conversations {
-        by_partition.entry(settings.partition_of(conversation)).or_default().push(conversation);
+        by_partition
+            .entry(settings.partition_of(conversation))
+            .or_default()
+            .push(conversation);
     }
     by_partition
         .into_iter()
         .flat_map(|(partition, list)| {
-            let chunks: Vec<Chunk> = list.chunks(OPEN_MAX).map(|chunk| (partition, chunk.to_vec())).collect();
+            let chunks: Vec<Chunk> = list
+                .chunks(OPEN_MAX)
+                .map(|chunk| (partition, chunk.to_vec()))
+                .collect();
             chunks
         })
         .collect()
@@ -324,7 +421,8 @@ impl GatewayCore {
         closes.sort_unstable();
         closes.dedup();
         closes.retain(|&c| self.index.find(c).is_none());
-        let (kept, closes): (Vec<_>, Vec<_>) = closes.into_iter().partition(|c| opening.contains(c));
+        let (kept, closes): (Vec<_>, Vec<_>) =
+            closes.into_iter().partition(|c| opening.contains(c));
         self.closes = kept;
         for (partition, chunk) in chunks(&self.settings, &closes) {
             out.to_router(partition, ToRouter::Close(chunk));

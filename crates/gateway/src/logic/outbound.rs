@@ -82,7 +82,14 @@ pub trait Outbound {
     fn members_changed(&mut self, users: &mut dyn Iterator<Item = UserId>);
 
     /// Reads events `from..=to`; [`super::GatewayCore::events_read`] follows.
-    fn read_events(&mut self, request: u64, conversation: ConversationId, from: Seq, to: Seq, bytes_max: usize);
+    fn read_events(
+        &mut self,
+        request: u64,
+        conversation: ConversationId,
+        from: Seq,
+        to: Seq,
+        bytes_max: usize,
+    );
 
     /// Adds a session to the registry, or refreshes it. A new one takes the place of older
     /// sessions of its device on other workers, see [`super::GatewayCore::end_session`].

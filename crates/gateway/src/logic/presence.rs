@@ -2,8 +2,8 @@
 
 use tidings_core::ids::UserId;
 use tidings_core::ports::registry::{Presence, UserPresence};
-use tidings_protocol::wire::{self, update};
 use tidings_protocol::ErrorCode;
+use tidings_protocol::wire::{self, update};
 
 use super::outbound::{Outbound, Slot};
 use super::reads::Request;
@@ -24,7 +24,11 @@ impl GatewayCore {
             Ok(wire::Presence::Online) => Presence::Online,
             Ok(wire::Presence::Away) => Presence::Away,
             Err(_) => {
-                let refusal = Refusal::new(ErrorCode::BadRequest, "`state` of `presence` is not one known.", r#ref);
+                let refusal = Refusal::new(
+                    ErrorCode::BadRequest,
+                    "`state` of `presence` is not one known.",
+                    r#ref,
+                );
                 return self.refuse(out, slot, refusal);
             }
         };
@@ -36,12 +40,26 @@ impl GatewayCore {
     }
 
     /// `watch`: the users this session wants to hear of, in place of those before.
-    pub(super) fn watch<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, watch: &wire::Watch) {
+    pub(super) fn watch<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        watch: &wire::Watch,
+    ) {
         if !self.admit_ask(out, slot, r#ref) {
             return;
         }
         if watch.users.len() > self.settings.watch_max {
-            return self.refuse(out, slot, Refusal::new(ErrorCode::TooLong, "More users than a session may watch.", r#ref));
+            return self.refuse(
+                out,
+                slot,
+                Refusal::new(
+                    ErrorCode::TooLong,
+                    "More users than a session may watch.",
+                    r#ref,
+                ),
+            );
         }
         let mut users: Vec<UserId> = watch.users.iter().copied().map(UserId).collect();
         users.sort_unstable();
@@ -51,18 +69,29 @@ impl GatewayCore {
             self.watchers.entry(user).or_default().push(slot);
         }
         self.watch_changed = true;
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         let id = session.id;
         session.rare().watch = users.clone();
         session.rare().watch.shrink_to_fit();
         let until = self.now + self.settings.answer_within;
         let request = self.request_id();
-        self.requests.insert(request, Request::Presence { session: id, r#ref, until });
+        self.requests.insert(
+            request,
+            Request::Presence {
+                session: id,
+                r#ref,
+                until,
+            },
+        );
         out.presence(request, users);
     }
 
     pub(super) fn unwatch(&mut self, slot: Slot) {
-        let Some(rare) = self.sessions.get_mut(slot).and_then(|s| s.rare.as_mut()) else { return };
+        let Some(rare) = self.sessions.get_mut(slot).and_then(|s| s.rare.as_mut()) else {
+            return;
+        };
         for user in std::mem::take(&mut rare.watch) {
             self.watch_changed = true;
             if let Some(slots) = self.watchers.get_mut(&user) {
@@ -83,10 +112,18 @@ impl GatewayCore {
     }
 
     /// Presence of users: the answer to a request, or changes of those watched here (`None`).
-    pub fn presence_changed<O: Outbound>(&mut self, out: &mut O, request: Option<u64>, users: &[UserPresence]) {
+    pub fn presence_changed<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        request: Option<u64>,
+        users: &[UserPresence],
+    ) {
         self.now = out.now();
         if let Some(request) = request {
-            let Some(Request::Presence { session, r#ref, .. }) = self.requests.remove(&request) else { return };
+            let Some(Request::Presence { session, r#ref, .. }) = self.requests.remove(&request)
+            else {
+                return;
+            };
             if let Some(slot) = self.sessions.slot_of(session) {
                 self.update(out, slot, r#ref, presence_update(users.iter()));
             }
@@ -100,8 +137,17 @@ impl GatewayCore {
         by_slot.sort_unstable();
         for changes in by_slot.chunk_by(|a, b| a.0 == b.0) {
             let slot = changes[0].0;
-            if self.sessions.get(slot).is_some_and(|s| !s.is(LAGGING) && !s.is(CLOSING)) {
-                self.update(out, slot, 0, presence_update(changes.iter().map(|&(_, i)| &users[i])));
+            if self
+                .sessions
+                .get(slot)
+                .is_some_and(|s| !s.is(LAGGING) && !s.is(CLOSING))
+            {
+                self.update(
+                    out,
+                    slot,
+                    0,
+                    presence_update(changes.iter().map(|&(_, i)| &users[i])),
+                );
             }
         }
     }
@@ -118,5 +164,7 @@ fn presence_update<'a>(users: impl Iterator<Item = &'a UserPresence>) -> update:
         .into(),
         last_seen: user.last_seen,
     });
-    update::Update::Presence(wire::PresenceUpdate { users: users.collect() })
+    update::Update::Presence(wire::PresenceUpdate {
+        users: users.collect(),
+    })
 }

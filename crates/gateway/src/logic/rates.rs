@@ -55,7 +55,13 @@ pub(super) struct Rates {
 
 impl Rates {
     /// Counts a send of `bytes` (checklist row 26).
-    pub(super) fn send(&mut self, settings: &Settings, user: UserId, bytes: usize, now: Micros) -> SendRate {
+    pub(super) fn send(
+        &mut self,
+        settings: &Settings,
+        user: UserId,
+        bytes: usize,
+        now: Micros,
+    ) -> SendRate {
         if settings.sends_per_second == 0 && settings.send_bytes_per_minute == 0 {
             return SendRate::Fits;
         }
@@ -70,9 +76,8 @@ impl Rates {
                 return SendRate::Later((wait / 1000 + 1) as u32);
             }
         }
-        if settings.send_bytes_per_minute > 0 {
-            let minute = 60 * SECOND;
-            let cost = bytes as u64 * minute / settings.send_bytes_per_minute;
+        let minute = 60 * SECOND;
+        if let Some(cost) = (bytes as u64 * minute).checked_div(settings.send_bytes_per_minute) {
             if let Err(wait) = rates.bytes.take(now, cost, minute) {
                 return SendRate::Later((wait / 1000 + 1) as u32);
             }
@@ -85,7 +90,8 @@ impl Rates {
         if self.users.is_empty() {
             return;
         }
-        self.users.retain(|_, r| !(r.sends.is_idle(now) && r.tries.is_idle(now) && r.bytes.is_idle(now)));
+        self.users
+            .retain(|_, r| !(r.sends.is_idle(now) && r.tries.is_idle(now) && r.bytes.is_idle(now)));
         if self.users.capacity() > 4 * self.users.len() + 64 {
             self.users.shrink_to_fit();
         }
@@ -102,22 +108,40 @@ mod tests {
         let settings = Settings::new(GatewayId(1), 4);
         let mut rates = Rates::default();
         let at = 1_000 * SECOND;
-        let verdicts: Vec<SendRate> = (0..70).map(|_| rates.send(&settings, UserId(1), 10, at)).collect();
+        let verdicts: Vec<SendRate> = (0..70)
+            .map(|_| rates.send(&settings, UserId(1), 10, at))
+            .collect();
         assert!(verdicts[..20].iter().all(|&v| v == SendRate::Fits));
-        assert!(verdicts[20..60].iter().all(|&v| matches!(v, SendRate::Later(ms) if (50..=51).contains(&ms))));
+        assert!(
+            verdicts[20..60]
+                .iter()
+                .all(|&v| matches!(v, SendRate::Later(ms) if (50..=51).contains(&ms)))
+        );
         assert!(verdicts[60..].contains(&SendRate::Close));
-        assert_eq!(rates.send(&settings, UserId(2), 10, at), SendRate::Fits, "another user");
-        assert_eq!(rates.send(&settings, UserId(1), 10, at + SECOND), SendRate::Fits);
+        assert_eq!(
+            rates.send(&settings, UserId(2), 10, at),
+            SendRate::Fits,
+            "another user"
+        );
+        assert_eq!(
+            rates.send(&settings, UserId(1), 10, at + SECOND),
+            SendRate::Fits
+        );
         rates.tick(at + 10 * SECOND);
         assert!(rates.users.is_empty());
     }
 
     #[test]
     fn five_megabytes_a_minute_fit() {
-        let settings = Settings { sends_per_second: 0, ..Settings::new(GatewayId(1), 4) };
+        let settings = Settings {
+            sends_per_second: 0,
+            ..Settings::new(GatewayId(1), 4)
+        };
         let mut rates = Rates::default();
         let at = 1_000 * SECOND;
-        let sent = (0..1000).take_while(|_| rates.send(&settings, UserId(1), 16 << 10, at) == SendRate::Fits).count();
+        let sent = (0..1000)
+            .take_while(|_| rates.send(&settings, UserId(1), 16 << 10, at) == SendRate::Fits)
+            .count();
         assert_eq!(sent, 5_000_000 / (16 << 10));
     }
 }

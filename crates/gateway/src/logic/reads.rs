@@ -11,11 +11,11 @@ use tidings_core::ports::peers::ToRouter;
 use tidings_core::ports::store::StoreError;
 use tidings_core::rows::EventRow;
 
+use super::GatewayCore;
 use super::history::{Find, HistoryAsk};
 use super::metrics::add;
 use super::opening::OpenFor;
 use super::outbound::Outbound;
-use super::GatewayCore;
 
 /// What identifies a read: conversation, first and last seq.
 pub(super) type Range = (ConversationId, Seq, Seq);
@@ -23,11 +23,20 @@ pub(super) type Range = (ConversationId, Seq, Seq);
 /// Something asked of a router or the host.
 pub(super) enum Request {
     /// How conversations stand for a session's user.
-    Open { session: SessionId, conversations: Vec<ConversationId>, why: OpenFor, until: Micros },
+    Open {
+        session: SessionId,
+        conversations: Vec<ConversationId>,
+        why: OpenFor,
+        until: Micros,
+    },
     /// Events.
     Read(Read),
     /// Presence of users a session has begun to watch.
-    Presence { session: SessionId, r#ref: u64, until: Micros },
+    Presence {
+        session: SessionId,
+        r#ref: u64,
+        until: Micros,
+    },
 }
 
 /// A read and who waits for it.
@@ -85,16 +94,30 @@ impl GatewayCore {
         }
         let id = self.request_id();
         let until = self.now + READ_WITHIN;
-        let read = Read { conversation, from, to, waiters: vec![why], in_tail: false, until };
+        let read = Read {
+            conversation,
+            from,
+            to,
+            waiters: vec![why],
+            in_tail: false,
+            until,
+        };
         self.requests.insert(id, Request::Read(read));
         self.reading.insert(range, id);
         out.read_events(id, conversation, from, to, bytes_max);
     }
 
     /// The host has read events.
-    pub fn events_read<O: Outbound>(&mut self, out: &mut O, request: u64, result: Result<Vec<EventRow>, StoreError>) {
+    pub fn events_read<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        request: u64,
+        result: Result<Vec<EventRow>, StoreError>,
+    ) {
         self.now = out.now();
-        let Some(Request::Read(read)) = self.requests.get_mut(&request) else { return };
+        let Some(Request::Read(read)) = self.requests.get_mut(&request) else {
+            return;
+        };
         if read.in_tail {
             return;
         }
@@ -109,20 +132,40 @@ impl GatewayCore {
         read.in_tail = true;
         read.until = self.now + self.settings.answer_within;
         let (conversation, from) = (read.conversation, read.from);
-        self.to_router(out, conversation, ToRouter::Tail { request, conversation, from });
+        self.to_router(
+            out,
+            conversation,
+            ToRouter::Tail {
+                request,
+                conversation,
+                from,
+            },
+        );
     }
 
     /// A router gave events the store doesn't have yet.
     pub(super) fn tail<O: Outbound>(&mut self, out: &mut O, request: u64, rows: &[Arc<EventRow>]) {
-        let Some(Request::Read(read)) = self.requests.get(&request) else { return };
+        let Some(Request::Read(read)) = self.requests.get(&request) else {
+            return;
+        };
         let rows = contiguous(rows.iter().map(|row| &**row), read.from, read.to);
         self.read_done(out, request, &rows);
     }
 
     fn read_done<O: Outbound>(&mut self, out: &mut O, request: u64, rows: &[&EventRow]) {
-        let Some(Request::Read(read)) = self.requests.remove(&request) else { return };
-        self.reading.remove(&(read.conversation, read.from, read.to));
-        self.give(out, read.conversation, read.waiters, read.from, read.to, rows);
+        let Some(Request::Read(read)) = self.requests.remove(&request) else {
+            return;
+        };
+        self.reading
+            .remove(&(read.conversation, read.from, read.to));
+        self.give(
+            out,
+            read.conversation,
+            read.waiters,
+            read.from,
+            read.to,
+            rows,
+        );
     }
 
     fn give<O: Outbound>(
@@ -138,8 +181,12 @@ impl GatewayCore {
             match waiter {
                 ReadFor::Gap => self.gap_read(out, conversation, rows),
                 ReadFor::Sync(session) => self.sync_read(out, session, conversation, from, rows),
-                ReadFor::History(session, ask) => self.history_read(out, session, *ask, (from, to), rows),
-                ReadFor::Find(session, find) => self.find_read(out, session, *find, (from, to), rows),
+                ReadFor::History(session, ask) => {
+                    self.history_read(out, session, *ask, (from, to), rows)
+                }
+                ReadFor::Find(session, find) => {
+                    self.find_read(out, session, *find, (from, to), rows)
+                }
                 ReadFor::Resend(session) => self.resend_read(out, session, conversation, rows),
             }
         }
@@ -179,7 +226,11 @@ impl GatewayCore {
 }
 
 /// The rows from `from` on that have no hole between them.
-fn contiguous<'a>(rows: impl Iterator<Item = &'a EventRow>, from: Seq, to: Seq) -> Vec<&'a EventRow> {
+fn contiguous<'a>(
+    rows: impl Iterator<Item = &'a EventRow>,
+    from: Seq,
+    to: Seq,
+) -> Vec<&'a EventRow> {
     let mut next = from;
     let mut kept = Vec::new();
     for row in rows {

@@ -36,13 +36,23 @@ impl GatewayCore {
     }
 
     /// `read`: the user has read all up to a message, named by its seq or its id.
-    pub(super) fn read_up_to<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, read: &wire::Read) {
+    pub(super) fn read_up_to<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        read: &wire::Read,
+    ) {
         let conversation = ConversationId(read.conversation);
         if read.seq != 0 {
             return self.cursor_moved(out, slot, r#ref, conversation, read.seq, true);
         }
         let Ok(message_id) = <[u8; 16]>::try_from(&read.message_id[..]) else {
-            let refusal = Refusal::new(ErrorCode::BadRequest, "`read` names neither a seq nor a message.", r#ref);
+            let refusal = Refusal::new(
+                ErrorCode::BadRequest,
+                "`read` names neither a seq nor a message.",
+                r#ref,
+            );
             return self.refuse(out, slot, refusal);
         };
         if self.place(slot, conversation).is_none() {
@@ -74,18 +84,33 @@ impl GatewayCore {
         let c = self.index.get(at);
         let head_seen = c.head_seen;
         if seq > c.head() {
-            let refusal = Refusal::new(ErrorCode::BadCursor, "A cursor beyond the head of its conversation.", r#ref);
-            return self.refuse(out, slot, Refusal { conversation, ..refusal });
+            let refusal = Refusal::new(
+                ErrorCode::BadCursor,
+                "A cursor beyond the head of its conversation.",
+                r#ref,
+            );
+            return self.refuse(
+                out,
+                slot,
+                Refusal {
+                    conversation,
+                    ..refusal
+                },
+            );
         }
-        let Some(user) = self.sessions.get(slot).map(|s| s.user) else { return };
-        if !is_read
-            && let Some(member) = self.index.member_mut(&self.sessions, slot, at)
-        {
+        let Some(user) = self.sessions.get(slot).map(|s| s.user) else {
+            return;
+        };
+        if !is_read && let Some(member) = self.index.member_mut(&self.sessions, slot, at) {
             if member.has(HOLE) && seq >= member.covered {
                 member.flags &= !HOLE;
             }
             member.covered = member.covered.max(seq);
-            let moved = if member.covered >= head_seen { 0 } else { stamp(self.now) };
+            let moved = if member.covered >= head_seen {
+                0
+            } else {
+                stamp(self.now)
+            };
             if member.since != 0 {
                 member.since = moved;
                 member.tries = 0;
@@ -97,8 +122,17 @@ impl GatewayCore {
         let cursor = self
             .cursors
             .entry((conversation, user))
-            .or_insert(CursorRow { conversation, user, delivered: 0, read: 0 });
-        let moved = if is_read { &mut cursor.read } else { &mut cursor.delivered };
+            .or_insert(CursorRow {
+                conversation,
+                user,
+                delivered: 0,
+                read: 0,
+            });
+        let moved = if is_read {
+            &mut cursor.read
+        } else {
+            &mut cursor.delivered
+        };
         *moved = seq.max(*moved);
     }
 
@@ -112,28 +146,61 @@ impl GatewayCore {
         if self.cursors.capacity() > 1024 {
             self.cursors.shrink_to_fit();
         }
-        rows.sort_unstable_by_key(|row| (self.settings.partition_of(row.conversation), row.conversation, row.user));
+        rows.sort_unstable_by_key(|row| {
+            (
+                self.settings.partition_of(row.conversation),
+                row.conversation,
+                row.user,
+            )
+        });
         for same in rows.chunk_by(|a, b| {
             self.settings.partition_of(a.conversation) == self.settings.partition_of(b.conversation)
         }) {
             for chunk in same.chunks(CURSORS_PER_MESSAGE) {
-                self.to_router(out, chunk[0].conversation, ToRouter::Cursors(chunk.to_vec()));
+                self.to_router(
+                    out,
+                    chunk[0].conversation,
+                    ToRouter::Cursors(chunk.to_vec()),
+                );
             }
         }
     }
 
     /// Cursors of members moved: told to the sessions of the conversation.
-    pub(super) fn receipts<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, cursors: &[CursorRow]) {
+    pub(super) fn receipts<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        conversation: ConversationId,
+        cursors: &[CursorRow],
+    ) {
         for chunk in cursors.chunks(RECEIPTS_MAX) {
-            let receipt = |c: &CursorRow| wire::Receipt { user: c.user.0, delivered: c.delivered, read: c.read };
-            let receipts =
-                wire::Receipts { conversation: conversation.0, receipts: chunk.iter().map(receipt).collect() };
-            self.tell(out, conversation, UserId(0), usize::MAX, &update::Update::Receipts(receipts));
+            let receipt = |c: &CursorRow| wire::Receipt {
+                user: c.user.0,
+                delivered: c.delivered,
+                read: c.read,
+            };
+            let receipts = wire::Receipts {
+                conversation: conversation.0,
+                receipts: chunk.iter().map(receipt).collect(),
+            };
+            self.tell(
+                out,
+                conversation,
+                UserId(0),
+                usize::MAX,
+                &update::Update::Receipts(receipts),
+            );
         }
     }
 
     /// `typing` of a client.
-    pub(super) fn type_on<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, typing: &wire::Typing) {
+    pub(super) fn type_on<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        typing: &wire::Typing,
+    ) {
         let conversation = ConversationId(typing.conversation);
         if self.place(slot, conversation).is_none() {
             return self.forbid(out, slot, r#ref, conversation);
@@ -141,14 +208,40 @@ impl GatewayCore {
         if !self.admit_ask(out, slot, r#ref) {
             return;
         }
-        let Some(user) = self.sessions.get(slot).map(|s| s.user) else { return };
-        self.to_router(out, conversation, ToRouter::Typing { conversation, user, on: typing.on });
+        let Some(user) = self.sessions.get(slot).map(|s| s.user) else {
+            return;
+        };
+        self.to_router(
+            out,
+            conversation,
+            ToRouter::Typing {
+                conversation,
+                user,
+                on: typing.on,
+            },
+        );
     }
 
     /// Somebody is typing: told to the others.
-    pub(super) fn typing<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, user: UserId, on: bool) {
-        let typing = wire::TypingUpdate { conversation: conversation.0, user: user.0, on };
-        self.tell(out, conversation, user, TYPING_SESSIONS_MAX, &update::Update::Typing(typing));
+    pub(super) fn typing<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        conversation: ConversationId,
+        user: UserId,
+        on: bool,
+    ) {
+        let typing = wire::TypingUpdate {
+            conversation: conversation.0,
+            user: user.0,
+            on,
+        };
+        self.tell(
+            out,
+            conversation,
+            user,
+            TYPING_SESSIONS_MAX,
+            &update::Update::Typing(typing),
+        );
     }
 
     /// Sends an update that nothing rests on to the live sessions of a conversation, but for one
@@ -161,19 +254,31 @@ impl GatewayCore {
         sessions_max: usize,
         update: &update::Update,
     ) {
-        let Some(at) = self.index.find(conversation) else { return };
+        let Some(at) = self.index.find(conversation) else {
+            return;
+        };
         let members = self.index.get(at).members.as_slice();
         if members.len() > sessions_max {
             return;
         }
         let mut encoded = [None, None];
         for member in members {
-            if member.has(GATED) || but.0 != 0 && self.sessions.get(member.slot).is_some_and(|s| s.user == but) {
+            if member.has(GATED)
+                || but.0 != 0
+                    && self
+                        .sessions
+                        .get(member.slot)
+                        .is_some_and(|s| s.user == but)
+            {
                 continue;
             }
             let json = member.has(JSON);
             let frame = encoded[usize::from(json)].get_or_insert_with(|| {
-                frames::update_frame(if json { Format::Json } else { Format::Proto }, 0, update.clone())
+                frames::update_frame(
+                    if json { Format::Json } else { Format::Proto },
+                    0,
+                    update.clone(),
+                )
             });
             out.send(member.slot, frame);
         }

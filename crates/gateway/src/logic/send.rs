@@ -58,8 +58,16 @@ impl Sending {
 }
 
 impl GatewayCore {
-    pub(super) fn send<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, send: &SendRef<'_>) {
-        let Some(session) = self.sessions.get(slot) else { return };
+    pub(super) fn send<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        send: &SendRef<'_>,
+    ) {
+        let Some(session) = self.sessions.get(slot) else {
+            return;
+        };
         let (user, id) = (session.user, session.id);
         let refusal = |code, message| Refusal {
             conversation: ConversationId(send.conversation),
@@ -67,11 +75,21 @@ impl GatewayCore {
             counter: send.counter,
             ..Refusal::new(code, message, r#ref)
         };
-        match self.rates.send(&self.settings, user, send.body.len(), self.now) {
+        match self
+            .rates
+            .send(&self.settings, user, send.body.len(), self.now)
+        {
             SendRate::Fits => {}
             SendRate::Later(retry_after_ms) => {
                 let refusal = refusal(ErrorCode::RateLimited, "More sends than the rate allows.");
-                return self.refuse(out, slot, Refusal { retry_after_ms, ..refusal });
+                return self.refuse(
+                    out,
+                    slot,
+                    Refusal {
+                        retry_after_ms,
+                        ..refusal
+                    },
+                );
             }
             SendRate::Close => return self.close(out, slot, CloseCode::Rate),
         }
@@ -83,10 +101,21 @@ impl GatewayCore {
             };
             return self.refuse(out, slot, refusal(error.code(), message));
         }
-        if let Some(code) = self.sending.closed_with.filter(|_| self.now < self.sending.closed_until) {
+        if let Some(code) = self
+            .sending
+            .closed_with
+            .filter(|_| self.now < self.sending.closed_until)
+        {
             add(&self.metrics.append_failures, 1);
             let refusal = refusal(code, "The log takes no messages now.");
-            return self.refuse(out, slot, Refusal { retry_after_ms: 1000, ..refusal });
+            return self.refuse(
+                out,
+                slot,
+                Refusal {
+                    retry_after_ms: 1000,
+                    ..refusal
+                },
+            );
         }
         let conversation = ConversationId(send.conversation);
         let (kind, encoding) = kind_of(send);
@@ -101,13 +130,24 @@ impl GatewayCore {
             kind,
             encoding,
             body: bytes::Bytes::copy_from_slice(&send.body),
-            origin: record::Origin { gateway: self.settings.gateway, session: id },
+            origin: record::Origin {
+                gateway: self.settings.gateway,
+                session: id,
+            },
             taken: self.now,
         };
         add(&self.metrics.taken[kind as usize % 3], 1);
         tracing::debug!(%conversation, session = %id, counter = send.counter, "send taken");
-        self.sending.records.push(path::accept(conversation, record));
-        let taken = Taken { session: id, r#ref, conversation, sender: send.sender, counter: send.counter };
+        self.sending
+            .records
+            .push(path::accept(conversation, record));
+        let taken = Taken {
+            session: id,
+            r#ref,
+            conversation,
+            sender: send.sender,
+            counter: send.counter,
+        };
         self.sending.taken.push(taken);
         if r#ref != 0
             && let Some(session) = self.sessions.get_mut(slot)
@@ -116,7 +156,12 @@ impl GatewayCore {
             if notes.len() == NOTES_MAX {
                 notes.pop_front();
             }
-            notes.push_back(SendNote { conversation, sender: SenderId(send.sender), counter: send.counter, r#ref });
+            notes.push_back(SendNote {
+                conversation,
+                sender: SenderId(send.sender),
+                counter: send.counter,
+                r#ref,
+            });
         }
     }
 
@@ -127,7 +172,10 @@ impl GatewayCore {
             return;
         }
         sending.batch += 1;
-        let (records, taken) = (std::mem::take(&mut sending.records), std::mem::take(&mut sending.taken));
+        let (records, taken) = (
+            std::mem::take(&mut sending.records),
+            std::mem::take(&mut sending.taken),
+        );
         sending.unanswered += records.len() as u64;
         sending.batches.insert(sending.batch, taken);
         out.append(sending.batch, records);
@@ -137,7 +185,9 @@ impl GatewayCore {
     /// refused one that did get in are answered `gap`, so no order is lost.
     pub fn appended<O: Outbound>(&mut self, out: &mut O, batch: u64, result: Result<(), LogError>) {
         self.now = out.now();
-        let Some(taken) = self.sending.batches.remove(&batch) else { return };
+        let Some(taken) = self.sending.batches.remove(&batch) else {
+            return;
+        };
         let Err(error) = result else { return };
         tracing::warn!(%error, sends = taken.len(), "sends were not appended");
         add(&self.metrics.append_failures, taken.len() as u64);
@@ -151,20 +201,37 @@ impl GatewayCore {
             self.sending.closed_with = Some(code);
         }
         for taken in taken {
-            let Some(slot) = self.sessions.slot_of(taken.session) else { continue };
-            self.take_note(slot, taken.conversation, SenderId(taken.sender), Some(taken.counter));
-            self.refuse(out, slot, Refusal {
-                retry_after_ms: 1000,
-                conversation: taken.conversation,
-                sender: taken.sender,
-                counter: taken.counter,
-                ..Refusal::new(code, message, taken.r#ref)
-            });
+            let Some(slot) = self.sessions.slot_of(taken.session) else {
+                continue;
+            };
+            self.take_note(
+                slot,
+                taken.conversation,
+                SenderId(taken.sender),
+                Some(taken.counter),
+            );
+            self.refuse(
+                out,
+                slot,
+                Refusal {
+                    retry_after_ms: 1000,
+                    conversation: taken.conversation,
+                    sender: taken.sender,
+                    counter: taken.counter,
+                    ..Refusal::new(code, message, taken.r#ref)
+                },
+            );
         }
     }
 
     /// The router's verdict on a send.
-    pub(super) fn answered<O: Outbound>(&mut self, out: &mut O, session: SessionId, answer: &Answer, taken: Micros) {
+    pub(super) fn answered<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        session: SessionId,
+        answer: &Answer,
+        taken: Micros,
+    ) {
         self.sending.unanswered = self.sending.unanswered.saturating_sub(1);
         if taken != 0 {
             self.metrics.answered(self.now.saturating_sub(taken));
@@ -190,7 +257,9 @@ impl GatewayCore {
             Verdict::Stale => Status::Stale,
         };
         tracing::debug!(conversation = %answer.conversation, seq = answer.seq, verdict = ?answer.verdict, "send answered");
-        let Some(slot) = self.sessions.slot_of(session) else { return };
+        let Some(slot) = self.sessions.slot_of(session) else {
+            return;
+        };
         let exact = (answer.verdict == Verdict::Accepted).then_some(answer.counter);
         let r#ref = self.take_note(slot, answer.conversation, answer.sender, exact);
         let ack = wire::Ack {
@@ -210,11 +279,22 @@ impl GatewayCore {
 
     /// The `ref` of the send that is answered: answers of one outbox come in the order of its
     /// sends; an exact counter also lets those go whose answers were lost.
-    fn take_note(&mut self, slot: Slot, conversation: ConversationId, sender: SenderId, counter: Option<u64>) -> u64 {
-        let Some(rare) = self.sessions.get_mut(slot).and_then(|s| s.rare.as_mut()) else { return 0 };
+    fn take_note(
+        &mut self,
+        slot: Slot,
+        conversation: ConversationId,
+        sender: SenderId,
+        counter: Option<u64>,
+    ) -> u64 {
+        let Some(rare) = self.sessions.get_mut(slot).and_then(|s| s.rare.as_mut()) else {
+            return 0;
+        };
         let is_own = |n: &SendNote| n.conversation == conversation && n.sender == sender;
         let found = match counter {
-            Some(counter) => rare.notes.iter().position(|n| is_own(n) && n.counter == counter),
+            Some(counter) => rare
+                .notes
+                .iter()
+                .position(|n| is_own(n) && n.counter == counter),
             None => rare.notes.iter().position(is_own),
         };
         let Some(found) = found else { return 0 };

@@ -156,7 +156,11 @@ impl Session {
     }
 
     pub(super) fn set(&mut self, flag: u16, on: bool) {
-        self.flags = if on { self.flags | flag } else { self.flags & !flag };
+        self.flags = if on {
+            self.flags | flag
+        } else {
+            self.flags & !flag
+        };
     }
 
     pub(super) fn rare(&mut self) -> &mut Rare {
@@ -173,7 +177,10 @@ impl Session {
 
     /// The place in a conversation, if it is one of the session's.
     pub(super) fn place_in(&self, conversation: u32) -> Option<u32> {
-        let found = self.joined.binary_search_by_key(&conversation, |j| j.conversation).ok()?;
+        let found = self
+            .joined
+            .binary_search_by_key(&conversation, |j| j.conversation)
+            .ok()?;
         Some(self.joined[found].place)
     }
 
@@ -204,13 +211,22 @@ pub(super) struct Sessions {
 
 impl Sessions {
     pub(super) fn new(session_base: u64, seed: u64) -> Self {
-        Sessions { slots: Vec::new(), users: HashTable::new(), seed, next_id: session_base, count: 0 }
+        Sessions {
+            slots: Vec::new(),
+            users: HashTable::new(),
+            seed,
+            next_id: session_base,
+            count: 0,
+        }
     }
 
     /// Puts a new session into a slot and gives it its id, whose low bits are the slot: whoever
     /// names the session by its id needs no map.
     pub(super) fn open(&mut self, slot: Slot, format: Format, now: Micros) -> SessionId {
-        debug_assert!(slot < 1 << SLOT_BITS, "a worker has at most a million sessions");
+        debug_assert!(
+            slot < 1 << SLOT_BITS,
+            "a worker has at most a million sessions"
+        );
         self.next_id = self.next_id.wrapping_add(1);
         let id = SessionId(self.next_id << SLOT_BITS | u64::from(slot));
         let place = slot as usize;
@@ -242,20 +258,27 @@ impl Sessions {
         self.count -= 1;
         if self.users.capacity() > 4 * self.users.len() + 256 {
             let (slots, seed) = (&self.slots, self.seed);
-            self.users.shrink_to_fit(|&slot| hash(seed, user_of(slots, slot).0));
+            self.users
+                .shrink_to_fit(|&slot| hash(seed, user_of(slots, slot).0));
         }
         Some(session)
     }
 
     /// Makes an authenticated session one of its user's.
     pub(super) fn link(&mut self, slot: Slot) {
-        let Some(user) = self.get(slot).map(|s| s.user) else { return };
+        let Some(user) = self.get(slot).map(|s| s.user) else {
+            return;
+        };
         let (slots, seed) = (&mut self.slots, self.seed);
-        let found = self.users.find_mut(hash(seed, user.0), |&s| user_of(slots, s) == user);
+        let found = self
+            .users
+            .find_mut(hash(seed, user.0), |&s| user_of(slots, s) == user);
         let next = match found {
             Some(first) => std::mem::replace(first, slot),
             None => {
-                self.users.insert_unique(hash(seed, user.0), slot, |&s| hash(seed, user_of(slots, s).0));
+                self.users.insert_unique(hash(seed, user.0), slot, |&s| {
+                    hash(seed, user_of(slots, s).0)
+                });
                 NOBODY
             }
         };
@@ -265,9 +288,16 @@ impl Sessions {
     }
 
     fn unlink(&mut self, slot: Slot) {
-        let Some((user, next)) = self.get(slot).map(|s| (s.user, s.next_of_user)) else { return };
+        let Some((user, next)) = self.get(slot).map(|s| (s.user, s.next_of_user)) else {
+            return;
+        };
         let slots = &self.slots;
-        let Ok(entry) = self.users.find_entry(hash(self.seed, user.0), |&s| user_of(slots, s) == user) else { return };
+        let Ok(entry) = self
+            .users
+            .find_entry(hash(self.seed, user.0), |&s| user_of(slots, s) == user)
+        else {
+            return;
+        };
         let first = *entry.get();
         if first == slot {
             match next {
@@ -289,16 +319,24 @@ impl Sessions {
     /// The slots of a user's authenticated sessions.
     pub(super) fn of_user(&self, user: UserId) -> impl Iterator<Item = Slot> + '_ {
         let slots = &self.slots;
-        let first = self.users.find(hash(self.seed, user.0), |&s| user_of(slots, s) == user).copied();
-        std::iter::successors(first, move |&slot| match slots.get(slot as usize)?.as_ref()?.next_of_user {
-            NOBODY => None,
-            next => Some(next),
+        let first = self
+            .users
+            .find(hash(self.seed, user.0), |&s| user_of(slots, s) == user)
+            .copied();
+        std::iter::successors(first, move |&slot| {
+            match slots.get(slot as usize)?.as_ref()?.next_of_user {
+                NOBODY => None,
+                next => Some(next),
+            }
         })
     }
 
     /// All sessions there are.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Slot, &Session)> {
-        self.slots.iter().enumerate().filter_map(|(slot, s)| Some((slot as Slot, s.as_ref()?)))
+        self.slots
+            .iter()
+            .enumerate()
+            .filter_map(|(slot, s)| Some((slot as Slot, s.as_ref()?)))
     }
 
     /// Heap bytes of the tables themselves, for the test that guards them.
@@ -307,12 +345,18 @@ impl Sessions {
         let rare = |s: &Session| s.rare.as_ref().map_or(0, |_| size_of::<Rare>());
         self.slots.len() * size_of::<Option<Session>>()
             + self.users.allocation_size()
-            + self.iter().map(|(_, s)| s.joined.capacity() * size_of::<Joined>() + rare(s)).sum::<usize>()
+            + self
+                .iter()
+                .map(|(_, s)| s.joined.capacity() * size_of::<Joined>() + rare(s))
+                .sum::<usize>()
     }
 }
 
 fn user_of(slots: &[Option<Session>], slot: Slot) -> UserId {
-    slots.get(slot as usize).and_then(|s| s.as_ref()).map_or(UserId(0), |s| s.user)
+    slots
+        .get(slot as usize)
+        .and_then(|s| s.as_ref())
+        .map_or(UserId(0), |s| s.user)
 }
 
 /// A keyed hash for ids the server itself gave out.

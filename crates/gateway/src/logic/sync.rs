@@ -54,6 +54,8 @@ pub(super) struct Syncing {
     waiting: Vec<Item>,
     page: u64,
     pack: Pack,
+    /// Items whose last page is in the pack.
+    packed: Vec<Item>,
     conversations: u32,
     complete: bool,
     rounds: u8,
@@ -78,6 +80,8 @@ struct Item {
     tries: u8,
     /// Whether a page has been sent.
     told: bool,
+    /// Whether the client was told that it lacks older events.
+    lacks: bool,
 }
 
 impl Item {
@@ -90,7 +94,12 @@ impl Syncing {
     /// The user is no longer a member of a conversation that hasn't been sent whole: the event at
     /// `seq` is the last to send.
     pub(super) fn member_left(&mut self, conversation: ConversationId, seq: Seq) {
-        let items = self.queue.iter_mut().chain(&mut self.active).chain(&mut self.waiting);
+        let items = self
+            .packed
+            .iter_mut()
+            .chain(&mut self.queue)
+            .chain(&mut self.active)
+            .chain(&mut self.waiting);
         for item in items.filter(|item| item.conversation == conversation && item.end == 0) {
             item.end = seq;
             item.to = item.to.min(seq);
@@ -102,27 +111,49 @@ impl Syncing {
 
 impl GatewayCore {
     /// `sync`: what is missing behind these cursors?
-    pub(super) fn sync<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, sync: wire::Sync) {
+    pub(super) fn sync<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        sync: wire::Sync,
+    ) {
         if !self.admit_ask(out, slot, r#ref) {
             return;
         }
         if sync.cursors.len() > limits::SYNC_CURSORS_MAX {
-            let refusal = Refusal::new(ErrorCode::TooLong, "More cursors than a sync may have.", r#ref);
+            let refusal = Refusal::new(
+                ErrorCode::TooLong,
+                "More cursors than a sync may have.",
+                r#ref,
+            );
             return self.refuse(out, slot, refusal);
         }
         if sync.epoch != self.settings.epoch && !sync.cursors.is_empty() {
             // The cursors are of a log that is lost: the client forgets them and asks again.
-            let done = wire::SyncDone { epoch: self.settings.epoch, conversations: 0, complete: false, reset: true };
+            let done = wire::SyncDone {
+                epoch: self.settings.epoch,
+                conversations: 0,
+                complete: false,
+                reset: true,
+            };
             return self.update(out, slot, r#ref, update::Update::SyncDone(done));
         }
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         if session.is(LAGGING) {
             // Told to sync when it has drained.
             return;
         }
-        let rare = session.rare();
-        rare.sync = None;
-        rare.sync_asked = Some((r#ref, sync));
+        if session.is(SYNCED) || session.syncing().is_some() {
+            // Asked again: these cursors count, whatever was on its way.
+            self.gate_all(slot);
+        }
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        session.rare().sync_asked = Some((r#ref, sync));
         session.due = 0;
         if session.opening().is_none() {
             return self.begin_opening(out, slot);
@@ -132,9 +163,15 @@ impl GatewayCore {
 
     /// Starts the sync that was asked, if there is one and the routers have answered.
     pub(super) fn start_sync<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
-        let Some(rare) = &mut session.rare else { return };
-        let (Some(opening), Some((_, sync))) = (&mut rare.opening, &rare.sync_asked) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        let Some(rare) = &mut session.rare else {
+            return;
+        };
+        let (Some(opening), Some((_, sync))) = (&mut rare.opening, &rare.sync_asked) else {
+            return;
+        };
         if opening.stale && opening.tries < TRIES_MAX {
             let tries = opening.tries + 1;
             rare.opening = None;
@@ -146,7 +183,9 @@ impl GatewayCore {
         }
         // Conversations that only the client names: it was a member once, or the list was late.
         let named = sync.cursors.iter().map(|c| ConversationId(c.conversation));
-        let mut extra: Vec<ConversationId> = named.filter(|c| opening.list.binary_search(c).is_err()).collect();
+        let mut extra: Vec<ConversationId> = named
+            .filter(|c| opening.list.binary_search(c).is_err())
+            .collect();
         if !extra.is_empty() {
             extra.sort_unstable();
             extra.dedup();
@@ -155,13 +194,26 @@ impl GatewayCore {
             opening.outstanding += requests_of(&self.settings, &extra);
             return self.ask_open(out, slot, extra, || OpenFor::Session);
         }
-        let (Some(opening), Some((r#ref, sync))) = (rare.opening.take(), rare.sync_asked.take()) else { return };
+        let (Some(opening), Some((r#ref, sync))) = (rare.opening.take(), rare.sync_asked.take())
+        else {
+            return;
+        };
         self.begin_pages(out, slot, r#ref, &sync, opening);
     }
 
-    fn begin_pages<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, sync: &wire::Sync, opening: Opening) {
-        let cursors: HashMap<ConversationId, Seq> =
-            sync.cursors.iter().map(|c| (ConversationId(c.conversation), c.seq)).collect();
+    fn begin_pages<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        sync: &wire::Sync,
+        opening: Opening,
+    ) {
+        let cursors: HashMap<ConversationId, Seq> = sync
+            .cursors
+            .iter()
+            .map(|c| (ConversationId(c.conversation), c.seq))
+            .collect();
         let page = match sync.page {
             0 => limits::PAGE_DEFAULT,
             page => page.min(limits::PAGE_MAX),
@@ -173,6 +225,7 @@ impl GatewayCore {
             waiting: Vec::new(),
             page: u64::from(page),
             pack: Pack::default(),
+            packed: Vec::new(),
             conversations: 0,
             complete: opening.later.is_empty() && !opening.partial,
             rounds: 0,
@@ -204,7 +257,15 @@ impl GatewayCore {
     ) {
         let refusal = Refusal::new(code, "This conversation cannot be synced now.", r#ref);
         let retry_after_ms = if code.retry() { 1000 } else { 0 };
-        self.refuse(out, slot, Refusal { conversation, retry_after_ms, ..refusal });
+        self.refuse(
+            out,
+            slot,
+            Refusal {
+                conversation,
+                retry_after_ms,
+                ..refusal
+            },
+        );
     }
 
     /// What one conversation's state and the client's cursor leave to send.
@@ -221,16 +282,33 @@ impl GatewayCore {
         let (to, end) = match grant.role {
             Role::None if grant.visible_to == 0 => {
                 // Never a member: the same as no such conversation.
-                self.refuse_item(out, slot, syncing.r#ref, state.conversation, ErrorCode::Forbidden);
+                self.refuse_item(
+                    out,
+                    slot,
+                    syncing.r#ref,
+                    state.conversation,
+                    ErrorCode::Forbidden,
+                );
                 return None;
             }
             // Known to be over by the client's cursor, or not known at all: nothing to tell.
             Role::None if cursor.is_none_or(|c| c >= grant.visible_to) => return None,
             Role::None => (grant.visible_to, grant.visible_to),
-            _ => (at.map_or(state.head, |at| self.index.get(at).head_seen.max(state.head)), 0),
+            _ => (
+                at.map_or(state.head, |at| {
+                    self.index.get(at).head_seen.max(state.head)
+                }),
+                0,
+            ),
         };
         if cursor.is_some_and(|c| c > to) {
-            self.refuse_item(out, slot, syncing.r#ref, state.conversation, ErrorCode::BadCursor);
+            self.refuse_item(
+                out,
+                slot,
+                syncing.r#ref,
+                state.conversation,
+                ErrorCode::BadCursor,
+            );
         }
         let first = cursor.unwrap_or(0).min(to) + 1;
         let first = first.max(grant.visible_from);
@@ -239,7 +317,11 @@ impl GatewayCore {
             conversation: state.conversation,
             kind: state.kind,
             role: grant.role,
-            grant: if grant.role.may_write() { grant.grant } else { 0 },
+            grant: if grant.role.may_write() {
+                grant.grant
+            } else {
+                0
+            },
             visible_from: grant.visible_from,
             read: state.cursor.read,
             from: newest,
@@ -248,26 +330,37 @@ impl GatewayCore {
             end,
             tries: 0,
             told: false,
+            lacks: false,
         })
     }
 
     /// Sends and reads as much as the session takes now.
     pub(super) fn pump<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
         loop {
-            let Some(session) = self.sessions.get_mut(slot) else { return };
-            let (id, format, lagging) = (session.id, session.format, session.is(LAGGING));
-            let Some(syncing) = session.syncing() else { return };
+            let Some(session) = self.sessions.get_mut(slot) else {
+                return;
+            };
+            let (id, lagging) = (session.id, session.is(LAGGING));
+            let Some(syncing) = session.syncing() else {
+                return;
+            };
             if lagging {
                 return;
             }
             let queued = out.queued_bytes(slot) + syncing.pack.bytes();
             let in_flight: usize = syncing.active.iter().map(Item::bytes).sum();
-            let Some(next) = syncing.queue.front() else { break };
+            let Some(next) = syncing.queue.front() else {
+                if !syncing.active.is_empty() || syncing.outstanding > 0 {
+                    return;
+                }
+                if syncing.pack.bytes() > 0 {
+                    self.flush_pack(out, slot);
+                    continue;
+                }
+                return self.finish_sync(out, slot);
+            };
             if queued > QUEUED_MAX {
                 // Another turn, or the socket's word that it took all, goes on from here.
-                if let Some(frame) = syncing.pack.take(format) {
-                    out.send(slot, &frame);
-                }
                 self.resumes.push(id);
                 return;
             }
@@ -275,7 +368,9 @@ impl GatewayCore {
             if bytes > 0 && !syncing.active.is_empty() && in_flight + bytes > IN_FLIGHT_MAX {
                 return;
             }
-            let Some(item) = syncing.queue.pop_front() else { break };
+            let Some(item) = syncing.queue.pop_front() else {
+                return;
+            };
             if bytes == 0 {
                 self.page(out, slot, item, &[]);
                 continue;
@@ -284,7 +379,65 @@ impl GatewayCore {
             syncing.active.push(item);
             self.read(out, conversation, range, READ_BYTES, ReadFor::Sync(id));
         }
-        self.finish_sync(out, slot);
+    }
+
+    /// Sends the pages packed in this turn, so that none waits for a slow read of another.
+    pub(super) fn flush_packs<O: Outbound>(&mut self, out: &mut O) {
+        for session in std::mem::take(&mut self.unflushed) {
+            if let Some(slot) = self.sessions.slot_of(session) {
+                self.flush_pack(out, slot);
+                self.pump(out, slot);
+            }
+        }
+    }
+
+    /// Sends the frame of pages under way. Only then are their conversations live: an event pushed
+    /// before would overtake its page.
+    fn flush_pack<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        let format = session.format;
+        let Some(syncing) = session.syncing() else {
+            return;
+        };
+        let Some(frame) = syncing.pack.take(format) else {
+            return;
+        };
+        let packed = std::mem::take(&mut syncing.packed);
+        out.send(slot, &frame);
+        for item in packed {
+            self.go_live(slot, item);
+        }
+    }
+
+    /// The item's conversation goes live for the session, or, if something came meanwhile, its
+    /// item goes on.
+    fn go_live(&mut self, slot: Slot, mut item: Item) {
+        let at = self.live_place(slot, &item);
+        let target = match at {
+            Some(at) => self.index.get(at).head_seen,
+            None => item.end,
+        };
+        if item.from <= target {
+            item.to = target;
+            if let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing()) {
+                syncing.queue.push_front(item);
+            }
+        } else if let Some(at) = at
+            && let Some(member) = self.index.member_mut(&self.sessions, slot, at)
+        {
+            member.flags &= !GATED;
+            tracing::trace!(slot, conversation = %item.conversation, "live");
+        }
+    }
+
+    /// Where the session is a member by the item's own membership. Of one that has ended only the
+    /// past is owed: who has joined again meanwhile is given the rest by another item.
+    fn live_place(&self, slot: Slot, item: &Item) -> Option<u32> {
+        let at = self.index.find(item.conversation)?;
+        let session = self.sessions.get(slot)?;
+        (item.end == 0 && session.place_in(at).is_some()).then_some(at)
     }
 
     /// Events of one conversation were read.
@@ -296,9 +449,17 @@ impl GatewayCore {
         from: Seq,
         rows: &[&EventRow],
     ) {
-        let Some(slot) = self.sessions.slot_of(session) else { return };
-        let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing()) else { return };
-        let Some(found) = syncing.active.iter().position(|i| i.conversation == conversation && i.from == from) else {
+        let Some(slot) = self.sessions.slot_of(session) else {
+            return;
+        };
+        let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing()) else {
+            return;
+        };
+        let Some(found) = syncing
+            .active
+            .iter()
+            .position(|i| i.conversation == conversation && i.from == from)
+        else {
             return;
         };
         let mut item = syncing.active.swap_remove(found);
@@ -326,12 +487,14 @@ impl GatewayCore {
 
     /// Adds a page to the frame under way, and goes on with what came meanwhile.
     fn page<O: Outbound>(&mut self, out: &mut O, slot: Slot, mut item: Item, rows: &[&EventRow]) {
-        let Some(session) = self.sessions.get(slot) else { return };
+        let Some(session) = self.sessions.get(slot) else {
+            return;
+        };
         let format = session.format;
-        let at = self.index.find(item.conversation).filter(|&at| session.place_in(at).is_some());
+        let at = self.live_place(slot, &item);
         let head = match at {
-            Some(at) if item.end == 0 => self.index.get(at).head_seen.max(item.to),
-            _ => item.to,
+            Some(at) => self.index.get(at).head_seen.max(item.to),
+            None => item.to,
         };
         let (events, last) = page_events(format, Page::Sync, rows);
         if let Some(last) = last {
@@ -340,7 +503,11 @@ impl GatewayCore {
         let page = wire::SyncPage {
             conversation: item.conversation.0,
             kind: conversation_kind(item.kind).into(),
-            title: rows.iter().rev().find_map(|r| r.members.as_ref()).map_or(String::new(), |m| m.title.clone()),
+            title: rows
+                .iter()
+                .rev()
+                .find_map(|r| r.members.as_ref())
+                .map_or(String::new(), |m| m.title.clone()),
             head,
             grant: item.grant,
             role: role(item.role).into(),
@@ -349,54 +516,54 @@ impl GatewayCore {
             events: Vec::new(),
             missing_from: std::mem::take(&mut item.missing_from),
         };
-        let lacks = page.missing_from != 0;
-        let (conversation, end) = (item.conversation, item.end);
-        let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing()) else { return };
-        let r#ref = syncing.r#ref;
-        syncing.conversations += u32::from(!item.told);
-        item.told = true;
-        syncing.pack.push(format, |out| encode_sync_page(format, r#ref, page, &events, out));
-        if syncing.pack.bytes() >= FRAME_BYTES
-            && let Some(frame) = syncing.pack.take(format)
-        {
-            out.send(slot, &frame);
-        }
-        // What the client was told it lacks stays lacking whatever it confirms from now on.
+        item.lacks |= page.missing_from != 0;
         if let Some(at) = at
             && let Some(member) = self.index.member_mut(&self.sessions, slot, at)
         {
             member.covered = member.covered.max(item.from - 1);
-            if lacks {
-                member.flags |= HOLE;
-            } else if item.missing_from == 0 && rows.is_empty() && item.from > item.to {
-                member.flags &= !HOLE;
-            }
+            // What the client was told it lacks stays lacking, whatever it confirms from now on.
+            member.flags = if item.lacks {
+                member.flags | HOLE
+            } else {
+                member.flags & !HOLE
+            };
         }
-        let target = if end != 0 { end } else { head };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        let id = session.id;
+        let Some(syncing) = session.syncing() else {
+            return;
+        };
+        let r#ref = syncing.r#ref;
+        syncing.conversations += u32::from(!item.told);
+        item.told = true;
+        if syncing.pack.bytes() == 0 {
+            self.unflushed.push(id);
+        }
+        syncing.pack.push(format, |out| {
+            encode_sync_page(format, r#ref, page, &events, out)
+        });
+        let target = if item.end != 0 { item.end } else { head };
         if item.from <= target {
             item.to = target;
-            if let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing()) {
-                syncing.queue.push_front(item);
-            }
-        } else if let Some(at) = at
-            && let Some(member) = self.index.member_mut(&self.sessions, slot, at)
-        {
-            member.flags &= !GATED;
-            tracing::trace!(slot, %conversation, head, "live");
+            syncing.queue.push_front(item);
+        } else {
+            syncing.packed.push(item);
+        }
+        if syncing.pack.bytes() >= FRAME_BYTES {
+            self.flush_pack(out, slot);
         }
     }
 
     /// Ends the sync when nothing is left to send.
     fn finish_sync<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
-        let format = session.format;
-        let Some(syncing) = session.syncing() else { return };
-        if !syncing.active.is_empty() || syncing.outstanding > 0 {
+        let Some(session) = self.sessions.get_mut(slot) else {
             return;
-        }
-        if let Some(frame) = syncing.pack.take(format) {
-            out.send(slot, &frame);
-        }
+        };
+        let Some(syncing) = session.syncing() else {
+            return;
+        };
         if !syncing.waiting.is_empty() {
             return;
         }
@@ -412,14 +579,17 @@ impl GatewayCore {
             .map(|j| j.conversation)
             .collect();
         if !gated.is_empty() && rounds < EXTRA_ROUNDS {
-            let extra: Vec<ConversationId> = gated.iter().map(|&at| self.index.get(at).id).collect();
+            let extra: Vec<ConversationId> =
+                gated.iter().map(|&at| self.index.get(at).id).collect();
             if let Some(syncing) = session.syncing() {
                 syncing.rounds += 1;
                 syncing.outstanding = requests_of(&self.settings, &extra);
             }
             return self.ask_open(out, slot, extra, || OpenFor::Sync);
         }
-        let Some(syncing) = session.rare.as_mut().and_then(|rare| rare.sync.take()) else { return };
+        let Some(syncing) = session.rare.as_mut().and_then(|rare| rare.sync.take()) else {
+            return;
+        };
         for at in &gated {
             // The client will see a hole, and asks for it.
             if let Some(member) = self.index.member_mut(&self.sessions, slot, *at) {
@@ -448,8 +618,12 @@ impl GatewayCore {
         states: Vec<Opened>,
         later: &[ConversationId],
     ) {
-        let Some(session) = self.sessions.get_mut(slot) else { return };
-        let Some(mut syncing) = session.rare.as_mut().and_then(|rare| rare.sync.take()) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        let Some(mut syncing) = session.rare.as_mut().and_then(|rare| rare.sync.take()) else {
+            return;
+        };
         syncing.outstanding = syncing.outstanding.saturating_sub(1);
         syncing.complete &= later.is_empty() || syncing.rounds < EXTRA_ROUNDS;
         for state in states.iter().filter(|s| s.grant.role != Role::None) {
@@ -465,7 +639,9 @@ impl GatewayCore {
 
     /// Reads that failed are tried again; stopped syncs go on.
     pub(super) fn tick_sync<O: Outbound>(&mut self, out: &mut O, slot: Slot, _now: Micros) {
-        let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing()) else { return };
+        let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing()) else {
+            return;
+        };
         let waiting = std::mem::take(&mut syncing.waiting);
         syncing.queue.extend(waiting);
         self.pump(out, slot);

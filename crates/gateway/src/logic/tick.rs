@@ -50,7 +50,9 @@ impl GatewayCore {
     }
 
     fn tick_drain<O: Outbound>(&mut self, out: &mut O) {
-        if self.draining == 0 || !(self.sending.is_settled() || self.now >= self.draining + DRAIN_ANSWERS) {
+        if self.draining == 0
+            || !(self.sending.is_settled() || self.now >= self.draining + DRAIN_ANSWERS)
+        {
             return;
         }
         let slots: Vec<Slot> = self.sessions.iter().map(|(slot, _)| slot).collect();
@@ -61,8 +63,12 @@ impl GatewayCore {
 
     fn tick_sessions<O: Outbound>(&mut self, out: &mut O) {
         let now_s = seconds(self.now);
-        let due: Vec<Slot> =
-            self.sessions.iter().filter(|(_, s)| s.due <= now_s && !s.is(CLOSING)).map(|(slot, _)| slot).collect();
+        let due: Vec<Slot> = self
+            .sessions
+            .iter()
+            .filter(|(_, s)| s.due <= now_s && !s.is(CLOSING))
+            .map(|(slot, _)| slot)
+            .collect();
         for slot in due {
             self.tick_session(out, slot);
         }
@@ -70,7 +76,9 @@ impl GatewayCore {
 
     fn tick_session<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
         let now = self.now;
-        let Some(session) = self.sessions.get(slot) else { return };
+        let Some(session) = self.sessions.get(slot) else {
+            return;
+        };
         if !session.is(READY) {
             let until = Micros::from(session.opened_at) * SECOND + self.settings.auth_within;
             if until <= now {
@@ -99,15 +107,26 @@ impl GatewayCore {
             if let Some(session) = self.sessions.get_mut(slot) {
                 session.set(REAUTH_TOLD, true);
             }
-            self.update(out, slot, 0, update::Update::ReauthRequired(wire::ReauthRequired { expires }));
+            self.update(
+                out,
+                slot,
+                0,
+                update::Update::ReauthRequired(wire::ReauthRequired { expires }),
+            );
         }
         next = next.min(self.heartbeat(out, slot));
         self.tick_opening(out, slot);
         self.check_opening(out, slot);
         self.tick_sync(out, slot, now);
-        let Some(session) = self.sessions.get_mut(slot) else { return };
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
         session.shrink(now);
-        if session.rare.as_ref().is_some_and(|r| r.opening.is_some() || r.sync.is_some() || r.lagging_since != 0) {
+        if session
+            .rare
+            .as_ref()
+            .is_some_and(|r| r.opening.is_some() || r.sync.is_some() || r.lagging_since != 0)
+        {
             next = now;
         }
         self.due(slot, next);
@@ -122,7 +141,9 @@ impl GatewayCore {
 
     /// Sends the heartbeat if it is due; answers when the next one is.
     fn heartbeat<O: Outbound>(&mut self, out: &mut O, slot: Slot) -> Micros {
-        let Some(session) = self.sessions.get(slot) else { return Micros::MAX };
+        let Some(session) = self.sessions.get(slot) else {
+            return Micros::MAX;
+        };
         // By the id, so that sessions that came at once don't beat at once.
         let jitter = hash(1, session.id.0) % (self.settings.heartbeat / 5).max(1);
         let beat = Micros::from(session.beat) * SECOND;
@@ -136,10 +157,16 @@ impl GatewayCore {
         if session.is(SYNCED) && !session.is(LAGGING) {
             for joined in &session.joined {
                 let c = self.index.get(joined.conversation);
-                let Some(member) = c.members.as_slice().get(joined.place as usize) else { continue };
-                let is_news = c.moved >= since && member.covered < c.head_seen && !member.has(GATED);
+                let Some(member) = c.members.as_slice().get(joined.place as usize) else {
+                    continue;
+                };
+                let is_news =
+                    c.moved >= since && member.covered < c.head_seen && !member.has(GATED);
                 if is_news && heads.len() < HEADS_MAX {
-                    heads.push(wire::Cursor { conversation: c.id.0, seq: c.head_seen });
+                    heads.push(wire::Cursor {
+                        conversation: c.id.0,
+                        seq: c.head_seen,
+                    });
                 }
             }
         }
@@ -151,8 +178,11 @@ impl GatewayCore {
         };
         if !session.is(LAGGING) {
             if heads.is_empty() {
-                let place = &mut self.beats[usize::from(format == Format::Json)][usize::from(with_ping)];
-                let frame = place.get_or_insert_with(|| beat_frame(format, Vec::new(), with_ping)).clone();
+                let place =
+                    &mut self.beats[usize::from(format == Format::Json)][usize::from(with_ping)];
+                let frame = place
+                    .get_or_insert_with(|| beat_frame(format, Vec::new(), with_ping))
+                    .clone();
                 out.send(slot, &frame);
             } else {
                 out.send(slot, &beat_frame(format, heads, with_ping));

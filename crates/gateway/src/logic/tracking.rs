@@ -49,14 +49,21 @@ impl Scan {
 
 impl GatewayCore {
     pub(super) fn tick_tracking<O: Outbound>(&mut self, out: &mut O) {
-        let (now, after) = (stamp(self.now), self.settings.resend_after / settings::SECOND);
+        let (now, after) = (
+            stamp(self.now),
+            self.settings.resend_after / settings::SECOND,
+        );
         let conversations = &self.index.conversations;
-        let end = (self.tracking.next + conversations.capacity() / PARTS + 1).min(conversations.capacity());
+        let end = (self.tracking.next + conversations.capacity() / PARTS + 1)
+            .min(conversations.capacity());
         let mut late: Vec<(ConversationId, Slot)> = Vec::new();
         for c in (self.tracking.next..end).filter_map(|at| conversations.get(at)) {
             for member in c.members.as_slice() {
                 self.tracking.uncovered += i64::from(member.since != 0);
-                if member.since != 0 && stamp_age(member.since, now) >= after && late.len() < LATE_MAX {
+                if member.since != 0
+                    && stamp_age(member.since, now) >= after
+                    && late.len() < LATE_MAX
+                {
                     late.push((c.id, member.slot));
                 }
             }
@@ -64,7 +71,9 @@ impl GatewayCore {
         self.tracking.next = end;
         if end == conversations.capacity() {
             self.tracking.next = 0;
-            self.metrics.pending.store(self.tracking.uncovered, Ordering::Relaxed);
+            self.metrics
+                .pending
+                .store(self.tracking.uncovered, Ordering::Relaxed);
             self.tracking.uncovered = 0;
         }
         for (conversation, slot) in late {
@@ -73,16 +82,32 @@ impl GatewayCore {
     }
 
     /// A session hasn't confirmed something for too long.
-    fn uncovered<O: Outbound>(&mut self, out: &mut O, conversation: ConversationId, slot: Slot, now: u16) {
+    fn uncovered<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        conversation: ConversationId,
+        slot: Slot,
+        now: u16,
+    ) {
         let resends_max = self.settings.resends_max;
-        let Some(at) = self.index.find(conversation) else { return };
+        let Some(at) = self.index.find(conversation) else {
+            return;
+        };
         let head = self.index.get(at).head_seen;
-        let Some(session) = self.sessions.get(slot).map(|s| (s.id, s.user)) else { return };
-        let Some(member) = self.index.member_mut(&self.sessions, slot, at) else { return };
+        let Some(session) = self.sessions.get(slot).map(|s| (s.id, s.user)) else {
+            return;
+        };
+        let Some(member) = self.index.member_mut(&self.sessions, slot, at) else {
+            return;
+        };
         if member.tries >= resends_max {
             add(&self.metrics.dead, 1);
             add(&self.metrics.stale, 1);
-            out.put_marks(vec![Mark { user: session.1, conversation, seq: head }]);
+            out.put_marks(vec![Mark {
+                user: session.1,
+                conversation,
+                seq: head,
+            }]);
             tracing::debug!(session = %session.0, %conversation, "nothing confirmed, session given up");
             return self.close(out, slot, CloseCode::Heartbeat);
         }
@@ -91,7 +116,13 @@ impl GatewayCore {
         let from = member.covered + 1;
         let to = head.min(member.covered + RESEND_EVENTS);
         if from <= to {
-            self.read(out, conversation, (from, to), RESEND_BYTES, ReadFor::Resend(session.0));
+            self.read(
+                out,
+                conversation,
+                (from, to),
+                RESEND_BYTES,
+                ReadFor::Resend(session.0),
+            );
         } else {
             member.since = 0;
         }
@@ -104,10 +135,18 @@ impl GatewayCore {
         conversation: ConversationId,
         rows: &[&EventRow],
     ) {
-        let Some(slot) = self.sessions.slot_of(session) else { return };
-        let Some(format) = self.sessions.get(slot).map(|s| s.format) else { return };
-        let Some(at) = self.index.find(conversation) else { return };
-        let Some(member) = self.index.member(&self.sessions, slot, at) else { return };
+        let Some(slot) = self.sessions.slot_of(session) else {
+            return;
+        };
+        let Some(format) = self.sessions.get(slot).map(|s| s.format) else {
+            return;
+        };
+        let Some(at) = self.index.find(conversation) else {
+            return;
+        };
+        let Some(member) = self.index.member(&self.sessions, slot, at) else {
+            return;
+        };
         if member.flags & GATED != 0 {
             return;
         }
@@ -119,7 +158,9 @@ impl GatewayCore {
 
     /// Opens the conversations of some sessions again after something may have been missed.
     pub(super) fn tick_refresh<O: Outbound>(&mut self, out: &mut O) {
-        let Some(first) = self.tracking.refresh else { return };
+        let Some(first) = self.tracking.refresh else {
+            return;
+        };
         let slots: Vec<Slot> = self
             .sessions
             .iter()
@@ -127,7 +168,10 @@ impl GatewayCore {
             .map(|(slot, _)| slot)
             .take(REFRESH_PER_TICK)
             .collect();
-        self.tracking.refresh = slots.last().filter(|_| slots.len() == REFRESH_PER_TICK).map(|last| last + 1);
+        self.tracking.refresh = slots
+            .last()
+            .filter(|_| slots.len() == REFRESH_PER_TICK)
+            .map(|last| last + 1);
         for slot in slots {
             self.refresh(out, slot);
         }

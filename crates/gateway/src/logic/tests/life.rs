@@ -20,8 +20,13 @@ fn a_session_is_greeted_and_made_ready() {
         world.auth(slot, "1/10");
         world.settle();
         let updates = world.take_updates(slot);
-        let Some(Update::Ready(ready)) = &updates[0].update else { panic!("{updates:?}") };
-        assert_eq!((updates[0].r#ref, ready.user, ready.device, ready.epoch), (1, 1, 10, 1));
+        let Some(Update::Ready(ready)) = &updates[0].update else {
+            panic!("{updates:?}")
+        };
+        assert_eq!(
+            (updates[0].r#ref, ready.user, ready.device, ready.epoch),
+            (1, 1, 10, 1)
+        );
         assert_eq!(world.out.sessions.len(), 1);
         let session = world.socket(slot).session;
         world.hang_up(slot);
@@ -46,29 +51,44 @@ fn anything_but_auth_before_auth_is_a_policy_violation_and_does_nothing() {
     let mut world = World::new();
     let room = world.room(5, &[1]);
     let send = Command::Send(world.next_send(0, room));
-    for command in [send, Command::Ping(wire::Ping {}), Command::Sync(wire::Sync::default())] {
+    for command in [
+        send,
+        Command::Ping(wire::Ping {}),
+        Command::Sync(wire::Sync::default()),
+    ] {
         let slot = world.connect(Format::Json);
         world.command(slot, 0, command);
         assert_eq!(world.closed(slot), Some(CloseCode::Policy));
     }
     // Not even in one frame with `auth`: whether it is the user's isn't known yet.
     let slot = world.connect(Format::Proto);
-    let auth = wire::Auth { token: "1/10".to_owned(), device: String::new(), version: 1 };
-    let of = |command| wire::Command { r#ref: 0, command: Some(command) };
+    let auth = wire::Auth {
+        token: "1/10".to_owned(),
+        device: String::new(),
+        version: 1,
+    };
+    let of = |command| wire::Command {
+        r#ref: 0,
+        command: Some(command),
+    };
     let send = world.next_send(slot, room);
     world.commands(slot, vec![of(Command::Auth(auth)), of(Command::Send(send))]);
     assert_eq!(world.closed(slot), Some(CloseCode::Policy));
     assert!(world.out.appends.is_empty());
     let slot = world.connect(Format::Proto);
-    world.core.message(&mut world.out, slot, Opcode::Binary, b"\xff\xff\xff");
+    world
+        .core
+        .message(&mut world.out, slot, Opcode::Binary, b"\xff\xff\xff");
     assert_eq!(world.closed(slot), Some(CloseCode::Policy));
 }
 
 #[test]
 fn tokens_that_are_not_good_close_with_what_to_do() {
-    for (token, code) in
-        [("nonsense", CloseCode::Policy), ("expired", CloseCode::TokenExpired), ("revoked", CloseCode::Revoked)]
-    {
+    for (token, code) in [
+        ("nonsense", CloseCode::Policy),
+        ("expired", CloseCode::TokenExpired),
+        ("revoked", CloseCode::Revoked),
+    ] {
         let mut world = World::new();
         let slot = world.connect(Format::Proto);
         world.auth(slot, token);
@@ -79,7 +99,11 @@ fn tokens_that_are_not_good_close_with_what_to_do() {
     }
     let mut world = World::new();
     let slot = world.connect(Format::Proto);
-    let auth = wire::Auth { token: "1/1".to_owned(), device: String::new(), version: 99 };
+    let auth = wire::Auth {
+        token: "1/1".to_owned(),
+        device: String::new(),
+        version: 99,
+    };
     world.command(slot, 0, Command::Auth(auth));
     assert_eq!(world.closed(slot), Some(CloseCode::Version));
     let slot = world.connect(Format::Proto);
@@ -94,14 +118,33 @@ fn a_token_that_ends_closes_the_session_unless_a_fresh_one_of_the_same_user_come
     world.out.expires_in = 100 * SECOND;
     let (kept, lost, thief) = (world.login(1, 10), world.login(2, 20), world.login(3, 30));
     world.pass(39);
-    assert!(!world.take(kept).iter().any(|u| matches!(u, Update::ReauthRequired(_))));
+    assert!(
+        !world
+            .take(kept)
+            .iter()
+            .any(|u| matches!(u, Update::ReauthRequired(_)))
+    );
     world.pass(2);
-    assert!(world.take(kept).iter().any(|u| matches!(u, Update::ReauthRequired(_))));
+    assert!(
+        world
+            .take(kept)
+            .iter()
+            .any(|u| matches!(u, Update::ReauthRequired(_)))
+    );
     world.auth(kept, "1/10");
     world.auth(thief, "1/10");
     world.settle();
-    assert!(world.take(kept).iter().any(|u| matches!(u, Update::Ready(_))));
-    assert_eq!(world.closed(thief), Some(CloseCode::Forbidden), "a token of another user");
+    assert!(
+        world
+            .take(kept)
+            .iter()
+            .any(|u| matches!(u, Update::Ready(_)))
+    );
+    assert_eq!(
+        world.closed(thief),
+        Some(CloseCode::Forbidden),
+        "a token of another user"
+    );
     world.pass(58);
     assert_eq!(world.closed(lost), None);
     world.pass(2);
@@ -117,15 +160,37 @@ fn a_token_that_ends_closes_the_session_unless_a_fresh_one_of_the_same_user_come
 fn revocation_closes_what_was_signed_in_before_it() {
     let mut world = World::new();
     let (a, b, other) = (world.login(1, 10), world.login(1, 11), world.login(2, 20));
-    let revoke = |subject, not_before| Revocation { revision: 1, subject, not_before };
+    let revoke = |subject, not_before| Revocation {
+        revision: 1,
+        subject,
+        not_before,
+    };
     let now = world.out.now;
-    world.core.revoked(&mut world.out, &revoke(RevocationSubject::User(UserId(1)), now));
+    world.core.revoked(
+        &mut world.out,
+        &revoke(RevocationSubject::User(UserId(1)), now),
+    );
     assert_eq!(world.closed(a), None, "the tokens are not older");
-    world.core.revoked(&mut world.out, &revoke(RevocationSubject::Device(DeviceId(11)), now + SECOND));
-    assert_eq!((world.closed(a), world.closed(b)), (None, Some(CloseCode::Revoked)));
-    world.core.revoked(&mut world.out, &revoke(RevocationSubject::User(UserId(1)), now + SECOND));
-    world.core.revoked(&mut world.out, &revoke(RevocationSubject::SignIn(SignInId(77)), now + SECOND));
-    assert_eq!((world.closed(a), world.closed(other)), (Some(CloseCode::Revoked), None));
+    world.core.revoked(
+        &mut world.out,
+        &revoke(RevocationSubject::Device(DeviceId(11)), now + SECOND),
+    );
+    assert_eq!(
+        (world.closed(a), world.closed(b)),
+        (None, Some(CloseCode::Revoked))
+    );
+    world.core.revoked(
+        &mut world.out,
+        &revoke(RevocationSubject::User(UserId(1)), now + SECOND),
+    );
+    world.core.revoked(
+        &mut world.out,
+        &revoke(RevocationSubject::SignIn(SignInId(77)), now + SECOND),
+    );
+    assert_eq!(
+        (world.closed(a), world.closed(other)),
+        (Some(CloseCode::Revoked), None)
+    );
 }
 
 #[test]
@@ -152,7 +217,11 @@ fn five_minutes_of_silence_are_stale_and_any_sign_of_life_counts() {
     assert_eq!(world.closed(silent), Some(CloseCode::Heartbeat));
     assert_eq!(world.metric(|m| &m.stale), 1);
     world.take(silent);
-    assert!((8..=12).contains(&world.socket(silent).pings), "{}", world.socket(silent).pings);
+    assert!(
+        (8..=12).contains(&world.socket(silent).pings),
+        "{}",
+        world.socket(silent).pings
+    );
 }
 
 #[test]
@@ -171,7 +240,10 @@ fn heartbeats_come_every_25_to_30_seconds_and_not_all_at_once() {
     }
     for beats in &beats {
         assert!(beats.len() >= 2, "{beats:?}");
-        assert!(beats.windows(2).all(|w| (25..=31).contains(&(w[1] - w[0]))), "{beats:?}");
+        assert!(
+            beats.windows(2).all(|w| (25..=31).contains(&(w[1] - w[0]))),
+            "{beats:?}"
+        );
     }
     let mut firsts: Vec<u64> = beats.iter().map(|b| b[0]).collect();
     firsts.dedup();
@@ -185,18 +257,44 @@ fn malformed_sends_are_refused_and_the_connection_stays() {
     let slot = world.online(1);
     let good = world.next_send(slot, room);
     let bad = [
-        wire::Send { counter: 0, ..good.clone() },
-        wire::Send { id: 0, ..good.clone() },
-        wire::Send { grant: 0, ..good.clone() },
-        wire::Send { kind: wire::Kind::Members.into(), ..good.clone() },
-        wire::Send { body: b"\xff\xfe"[..].into(), ..good.clone() },
-        wire::Send { encoding: 1, body: b"no zstd"[..].into(), ..good.clone() },
+        wire::Send {
+            counter: 0,
+            ..good.clone()
+        },
+        wire::Send {
+            id: 0,
+            ..good.clone()
+        },
+        wire::Send {
+            grant: 0,
+            ..good.clone()
+        },
+        wire::Send {
+            kind: wire::Kind::Members.into(),
+            ..good.clone()
+        },
+        wire::Send {
+            body: b"\xff\xfe"[..].into(),
+            ..good.clone()
+        },
+        wire::Send {
+            encoding: 1,
+            body: b"no zstd"[..].into(),
+            ..good.clone()
+        },
     ];
     for send in bad {
         world.command(slot, 3, Command::Send(send));
         assert_eq!(errors(&world.take(slot)), ["bad_request"]);
     }
-    world.command(slot, 3, Command::Send(wire::Send { body: vec![b'x'; 16 * 1024 + 1].into(), ..good.clone() }));
+    world.command(
+        slot,
+        3,
+        Command::Send(wire::Send {
+            body: vec![b'x'; 16 * 1024 + 1].into(),
+            ..good.clone()
+        }),
+    );
     let updates = world.take(slot);
     assert!(
         matches!(&updates[..], [Update::Error(e)] if e.code == "too_long" && e.sender == good.sender && e.counter == 1)
@@ -205,7 +303,9 @@ fn malformed_sends_are_refused_and_the_connection_stays() {
     world.command(slot, 3, Command::Send(good));
     world.settle();
     let updates = world.take_updates(slot);
-    assert!(matches!(&updates[..], [wire::Update { r#ref: 3, update: Some(Update::Ack(ack)) }] if ack.seq == 2));
+    assert!(
+        matches!(&updates[..], [wire::Update { r#ref: 3, update: Some(Update::Ack(ack)) }] if ack.seq == 2)
+    );
 }
 
 #[test]
@@ -218,11 +318,28 @@ fn too_many_sends_are_put_off_and_three_times_too_many_close() {
     }
     world.settle();
     let updates = world.take(slot);
-    let late: Vec<&wire::Error> =
-        updates.iter().filter_map(|u| if let Update::Error(e) = u { Some(e) } else { None }).collect();
+    let late: Vec<&wire::Error> = updates
+        .iter()
+        .filter_map(|u| {
+            if let Update::Error(e) = u {
+                Some(e)
+            } else {
+                None
+            }
+        })
+        .collect();
     assert_eq!(late.len(), 5);
-    assert!(late.iter().all(|e| e.code == "rate_limited" && e.retry_after_ms > 0 && e.counter > 20));
-    assert_eq!(updates.iter().filter(|u| matches!(u, Update::Ack(_))).count(), 20);
+    assert!(
+        late.iter()
+            .all(|e| e.code == "rate_limited" && e.retry_after_ms > 0 && e.counter > 20)
+    );
+    assert_eq!(
+        updates
+            .iter()
+            .filter(|u| matches!(u, Update::Ack(_)))
+            .count(),
+        20
+    );
     for _ in 0..40 {
         world.send(slot, room);
     }
@@ -231,17 +348,25 @@ fn too_many_sends_are_put_off_and_three_times_too_many_close() {
 
 #[test]
 fn a_log_that_takes_nothing_is_told_for_each_send_and_order_survives() {
-    for (error, code) in
-        [(LogError::Full, "storage_full"), (LogError::Unavailable("queue".to_owned()), "unavailable")]
-    {
+    for (error, code) in [
+        (LogError::Full, "storage_full"),
+        (LogError::Unavailable("queue".to_owned()), "unavailable"),
+    ] {
         let mut world = World::new();
         let room = world.room(5, &[1]);
         let slot = world.online(1);
         world.out.log_fails = Some(error);
         let (first, second) = (world.next_send(slot, room), world.next_send(slot, room));
-        let of = |send: &wire::Send| wire::Command { r#ref: 0, command: Some(Command::Send(send.clone())) };
+        let of = |send: &wire::Send| wire::Command {
+            r#ref: 0,
+            command: Some(Command::Send(send.clone())),
+        };
         world.commands(slot, vec![of(&first), of(&second)]);
-        assert_eq!(world.out.appends.len(), 1, "one append for all sends of a turn");
+        assert_eq!(
+            world.out.appends.len(),
+            1,
+            "one append for all sends of a turn"
+        );
         world.settle();
         let updates = world.take(slot);
         assert_eq!(errors(&updates), [code, code]);
@@ -262,8 +387,17 @@ fn a_log_that_takes_nothing_is_told_for_each_send_and_order_survives() {
         assert_eq!(status(world.take(slot)), (wire::Status::Gap, 0));
         world.commands(slot, vec![of(&first), of(&second)]);
         world.settle();
-        let acks: Vec<u64> =
-            world.take(slot).iter().filter_map(|u| if let Update::Ack(a) = u { Some(a.counter) } else { None }).collect();
+        let acks: Vec<u64> = world
+            .take(slot)
+            .iter()
+            .filter_map(|u| {
+                if let Update::Ack(a) = u {
+                    Some(a.counter)
+                } else {
+                    None
+                }
+            })
+            .collect();
         assert_eq!(acks, [1, 2]);
     }
 }
@@ -276,11 +410,30 @@ fn what_is_not_the_users_looks_like_what_does_not_exist() {
     for conversation in [others, ConversationId(404)] {
         let c = conversation.0;
         for command in [
-            Command::Delivered(wire::Delivered { conversation: c, seq: 1 }),
-            Command::Read(wire::Read { conversation: c, seq: 1, message_id: Default::default() }),
-            Command::Read(wire::Read { conversation: c, seq: 0, message_id: vec![1; 16].into() }),
-            Command::Typing(wire::Typing { conversation: c, on: true }),
-            Command::History(wire::History { conversation: c, before: 9, after: 0, limit: 9 }),
+            Command::Delivered(wire::Delivered {
+                conversation: c,
+                seq: 1,
+            }),
+            Command::Read(wire::Read {
+                conversation: c,
+                seq: 1,
+                message_id: Default::default(),
+            }),
+            Command::Read(wire::Read {
+                conversation: c,
+                seq: 0,
+                message_id: vec![1; 16].into(),
+            }),
+            Command::Typing(wire::Typing {
+                conversation: c,
+                on: true,
+            }),
+            Command::History(wire::History {
+                conversation: c,
+                before: 9,
+                after: 0,
+                limit: 9,
+            }),
         ] {
             world.command(slot, 4, command.clone());
             world.settle();
@@ -290,12 +443,20 @@ fn what_is_not_the_users_looks_like_what_does_not_exist() {
         world.send(slot, conversation);
         world.settle();
         let updates = world.take(slot);
-        assert!(matches!(&updates[..], [Update::Ack(ack)] if ack.status() == wire::Status::Over && ack.seq == 0));
+        assert!(
+            matches!(&updates[..], [Update::Ack(ack)] if ack.status() == wire::Status::Over && ack.seq == 0)
+        );
     }
     assert_eq!(world.core.metrics().refusals(ErrorCode::Forbidden), 10);
     world.delivered(slot, mine, 9);
     assert_eq!(errors(&world.take(slot)), ["bad_cursor"]);
-    assert!(!world.out.to_router.iter().any(|m| matches!(m, ToRouter::Cursors(_))));
+    assert!(
+        !world
+            .out
+            .to_router
+            .iter()
+            .any(|m| matches!(m, ToRouter::Cursors(_)))
+    );
     for _ in 0..60 {
         world.delivered(slot, others, 1);
     }
@@ -312,7 +473,13 @@ fn a_draining_worker_answers_what_it_took_and_sends_clients_away() {
     let mut afters: Vec<u32> = Vec::new();
     for &slot in &slots {
         let updates = world.take(slot);
-        let after = updates.iter().find_map(|u| if let Update::Reconnect(r) = u { Some(r.after_ms) } else { None });
+        let after = updates.iter().find_map(|u| {
+            if let Update::Reconnect(r) = u {
+                Some(r.after_ms)
+            } else {
+                None
+            }
+        });
         afters.push(after.expect("told when to come back"));
     }
     assert!(afters.iter().all(|&a| a < 30_000));
@@ -323,7 +490,12 @@ fn a_draining_worker_answers_what_it_took_and_sends_clients_away() {
     world.core.tick(&mut world.out);
     assert_eq!(world.closed(slots[0]), None, "a send isn't answered");
     world.settle();
-    assert!(world.take(slots[0]).iter().any(|u| matches!(u, Update::Ack(_))));
+    assert!(
+        world
+            .take(slots[0])
+            .iter()
+            .any(|u| matches!(u, Update::Ack(_)))
+    );
     world.pass(1);
     for &slot in &slots {
         assert_eq!(world.closed(slot), Some(CloseCode::Restart));
@@ -337,7 +509,12 @@ fn a_draining_worker_answers_what_it_took_and_sends_clients_away() {
 fn a_message_of_the_other_type_closes() {
     let mut world = World::new();
     let slot = world.login(1, 10);
-    world.core.message(&mut world.out, slot, Opcode::Text, b"{}");
+    world
+        .core
+        .message(&mut world.out, slot, Opcode::Text, b"{}");
     assert_eq!(world.closed(slot), Some(CloseCode::WrongType));
-    assert_eq!(GatewayMetrics::closes(world.core.metrics(), CloseCode::WrongType), 1);
+    assert_eq!(
+        GatewayMetrics::closes(world.core.metrics(), CloseCode::WrongType),
+        1
+    );
 }

@@ -30,19 +30,36 @@ fn a_message_reaches_every_session_but_the_one_it_came_from() {
     world.out.to_router.clear();
     world.send(sender, room);
     world.settle();
-    assert!(matches!(&world.take(sender)[..], [Update::Ack(ack)] if ack.seq == 2 && ack.status() == wire::Status::Sent));
+    assert!(
+        matches!(&world.take(sender)[..], [Update::Ack(ack)] if ack.seq == 2 && ack.status() == wire::Status::Sent)
+    );
     for slot in [second, json, third] {
         let updates = world.take(slot);
-        assert!(matches!(&updates[..], [Update::Event(e)] if e.seq == 2 && &e.body[..] == b"message 1"), "{updates:?}");
+        assert!(
+            matches!(&updates[..], [Update::Event(e)] if e.seq == 2 && &e.body[..] == b"message 1"),
+            "{updates:?}"
+        );
     }
-    assert_eq!(world.metric(|m| &m.encoded) - encoded, 2, "once for each format");
+    assert_eq!(
+        world.metric(|m| &m.encoded) - encoded,
+        2,
+        "once for each format"
+    );
     assert_eq!(world.metric(|m| &m.accepted), 1);
     let handed = |m: &ToRouter| matches!(m, ToRouter::FannedOut(h) if h == &[Handed { conversation: room, seq: 2 }]);
-    assert!(world.out.to_router.iter().any(handed), "{:?}", world.out.to_router);
+    assert!(
+        world.out.to_router.iter().any(handed),
+        "{:?}",
+        world.out.to_router
+    );
     // Told again by another router: nobody gets it twice, and the router hears that it is handed.
     let row = world.out.rooms[&room].events[1].clone();
     world.out.to_router.clear();
-    world.out.inbox.push_back(Input::Router(ToGateway::Event { row, except: SessionId(0), taken: 0 }));
+    world.out.inbox.push_back(Input::Router(ToGateway::Event {
+        row,
+        except: SessionId(0),
+        taken: 0,
+    }));
     world.settle();
     assert_eq!(seqs(&world.take(third), room), NONE);
     assert!(world.out.to_router.iter().any(handed));
@@ -58,13 +75,34 @@ fn a_resend_is_answered_as_the_first_try_was() {
         world.command(slot, r#ref, Command::Send(send.clone()));
         world.settle();
         let updates = world.take_updates(slot);
-        let [wire::Update { r#ref: given, update: Some(Update::Ack(ack)) }] = &updates[..] else { panic!("{updates:?}") };
-        assert_eq!((*given, ack.seq, ack.counter, ack.duplicate), (r#ref, 2, 1, r#ref == 8));
+        let [
+            wire::Update {
+                r#ref: given,
+                update: Some(Update::Ack(ack)),
+            },
+        ] = &updates[..]
+        else {
+            panic!("{updates:?}")
+        };
+        assert_eq!(
+            (*given, ack.seq, ack.counter, ack.duplicate),
+            (r#ref, 2, 1, r#ref == 8)
+        );
     }
     // Another body under the same counter: the first stays, and its id is in the answer.
-    world.command(slot, 9, Command::Send(wire::Send { id: 4711, body: b"another"[..].into(), ..send.clone() }));
+    world.command(
+        slot,
+        9,
+        Command::Send(wire::Send {
+            id: 4711,
+            body: b"another"[..].into(),
+            ..send.clone()
+        }),
+    );
     world.settle();
-    assert!(matches!(&world.take(slot)[..], [Update::Ack(ack)] if ack.duplicate && ack.id == send.id && ack.seq == 2));
+    assert!(
+        matches!(&world.take(slot)[..], [Update::Ack(ack)] if ack.duplicate && ack.id == send.id && ack.seq == 2)
+    );
     assert_eq!(world.out.rooms[&room].events.len(), 2);
 }
 
@@ -77,7 +115,12 @@ fn missing_events_are_fetched_and_later_ones_wait_for_them() {
         world.send_elsewhere(2, room);
     }
     // 2, 3 and 4 are lost; 6 comes before 5, and 7 not at all.
-    let mut events: Vec<Input> = world.out.inbox.drain(..).filter(|i| matches!(i, Input::Router(ToGateway::Event { .. }))).collect();
+    let mut events: Vec<Input> = world
+        .out
+        .inbox
+        .drain(..)
+        .filter(|i| matches!(i, Input::Router(ToGateway::Event { .. })))
+        .collect();
     assert_eq!(events.len(), 6);
     events.truncate(5);
     let (sixth, fifth) = (events.pop().expect("6"), events.pop().expect("5"));
@@ -98,7 +141,10 @@ fn what_neither_store_nor_router_has_now_is_asked_again() {
     let slot = world.online(1);
     world.send_elsewhere(2, room);
     world.send_elsewhere(2, room);
-    world.out.inbox.retain(|i| !matches!(i, Input::Router(ToGateway::Event { row, .. }) if row.seq == 2));
+    world
+        .out
+        .inbox
+        .retain(|i| !matches!(i, Input::Router(ToGateway::Event { row, .. }) if row.seq == 2));
     world.out.is_store_down = true;
     world.out.is_router_deaf = true;
     world.settle();
@@ -123,7 +169,10 @@ fn a_gap_too_large_to_push_sends_the_sessions_to_sync() {
     assert!(matches!(&world.take(slot)[..], [Update::Lagging(_)]));
     world.sync(slot, &[(room, 1)]);
     world.settle();
-    assert_eq!(seqs(&world.take(slot), room), (2902..=3001).collect::<Vec<_>>());
+    assert_eq!(
+        seqs(&world.take(slot), room),
+        (2902..=3001).collect::<Vec<_>>()
+    );
     world.send_elsewhere(2, room);
     world.settle();
     assert_eq!(seqs(&world.take(slot), room), [3002]);
@@ -137,16 +186,24 @@ fn a_missing_digest_makes_the_gateway_ask_everything_again() {
     world.out.digest(None);
     world.pass(2);
     // A join that this gateway never heard of.
-    world.out.change(tidings_core::ids::ConversationId(6), &[(1, Role::Member)]);
+    world
+        .out
+        .change(tidings_core::ids::ConversationId(6), &[(1, Role::Member)]);
     world.out.inbox.clear();
     world.out.digest(Some(3));
     world.pass(2);
     assert_eq!(world.metric(|m| &m.digest_gaps), 1);
     let updates = world.take(slot);
-    assert!(updates.iter().any(|u| matches!(u, Update::Lagging(_))), "{updates:?}");
+    assert!(
+        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
+        "{updates:?}"
+    );
     world.sync(slot, &[(room, 1)]);
     world.settle();
-    assert_eq!(seqs(&world.take(slot), tidings_core::ids::ConversationId(6)), [1]);
+    assert_eq!(
+        seqs(&world.take(slot), tidings_core::ids::ConversationId(6)),
+        [1]
+    );
 }
 
 #[test]
@@ -205,18 +262,49 @@ fn cursors_are_merged_and_only_move_forward() {
     world.delivered(slot, room, 4);
     let event = world.out.rooms[&room].events[3].clone();
     let id = message_id(room.0, event.sender.0, event.grant, event.counter);
-    world.command(slot, 0, Command::Read(wire::Read { conversation: room.0, seq: 0, message_id: id.to_vec().into() }));
+    world.command(
+        slot,
+        0,
+        Command::Read(wire::Read {
+            conversation: room.0,
+            seq: 0,
+            message_id: id.to_vec().into(),
+        }),
+    );
     world.settle();
     world.pass(1);
-    let rows: Vec<CursorRow> =
-        world.out.to_router.iter().flat_map(|m| if let ToRouter::Cursors(rows) = m { rows.clone() } else { vec![] }).collect();
+    let rows: Vec<CursorRow> = world
+        .out
+        .to_router
+        .iter()
+        .flat_map(|m| {
+            if let ToRouter::Cursors(rows) = m {
+                rows.clone()
+            } else {
+                vec![]
+            }
+        })
+        .collect();
     let delivered = rows.iter().map(|r| r.delivered).max();
     let read = rows.iter().map(|r| r.read).max();
     assert_eq!((delivered, read), (Some(5), Some(4)), "{rows:?}");
     assert!(rows.len() <= 2, "{rows:?}");
-    world.command(slot, 9, Command::Read(wire::Read { conversation: room.0, seq: 0, message_id: vec![9; 16].into() }));
+    world.command(
+        slot,
+        9,
+        Command::Read(wire::Read {
+            conversation: room.0,
+            seq: 0,
+            message_id: vec![9; 16].into(),
+        }),
+    );
     world.settle();
-    assert!(world.take(slot).iter().any(|u| matches!(u, Update::Error(e) if e.code == "bad_cursor")));
+    assert!(
+        world
+            .take(slot)
+            .iter()
+            .any(|u| matches!(u, Update::Error(e) if e.code == "bad_cursor"))
+    );
 }
 
 #[test]
@@ -224,17 +312,52 @@ fn receipts_and_typing_are_told_to_the_others() {
     let mut world = World::new();
     let room = world.room(5, &[1, 2]);
     let (a, b) = (world.online(1), world.online(2));
-    let cursors: Vec<CursorRow> =
-        (1..=300).map(|u| CursorRow { conversation: room, user: UserId(u), delivered: 1, read: 1 }).collect();
-    let receipts = ToGateway::Receipts { conversation: room, cursors: cursors.into() };
+    let cursors: Vec<CursorRow> = (1..=300)
+        .map(|u| CursorRow {
+            conversation: room,
+            user: UserId(u),
+            delivered: 1,
+            read: 1,
+        })
+        .collect();
+    let receipts = ToGateway::Receipts {
+        conversation: room,
+        cursors: cursors.into(),
+    };
     world.out.inbox.push_back(Input::Router(receipts));
-    world.command(a, 0, Command::Typing(wire::Typing { conversation: room.0, on: true }));
+    world.command(
+        a,
+        0,
+        Command::Typing(wire::Typing {
+            conversation: room.0,
+            on: true,
+        }),
+    );
     world.settle();
-    let counts: Vec<usize> =
-        world.take(b).iter().filter_map(|u| if let Update::Receipts(r) = u { Some(r.receipts.len()) } else { None }).collect();
+    let counts: Vec<usize> = world
+        .take(b)
+        .iter()
+        .filter_map(|u| {
+            if let Update::Receipts(r) = u {
+                Some(r.receipts.len())
+            } else {
+                None
+            }
+        })
+        .collect();
     assert_eq!(counts, [256, 44]);
-    assert!(!world.take(a).iter().any(|u| matches!(u, Update::Typing(_))), "not to the one who types");
-    world.command(b, 0, Command::Typing(wire::Typing { conversation: room.0, on: false }));
+    assert!(
+        !world.take(a).iter().any(|u| matches!(u, Update::Typing(_))),
+        "not to the one who types"
+    );
+    world.command(
+        b,
+        0,
+        Command::Typing(wire::Typing {
+            conversation: room.0,
+            on: false,
+        }),
+    );
     world.settle();
     assert!(matches!(&world.take(a)[..], [Update::Typing(t)] if t.user == 2 && !t.on));
 }
@@ -249,7 +372,14 @@ fn what_is_not_confirmed_is_sent_again_and_then_the_session_is_given_up() {
     world.delivered(good, room, 2);
     world.take(deaf);
     world.pass(10);
-    assert_eq!(world.core.metrics().pending.load(std::sync::atomic::Ordering::Relaxed), 1);
+    assert_eq!(
+        world
+            .core
+            .metrics()
+            .pending
+            .load(std::sync::atomic::Ordering::Relaxed),
+        1
+    );
     for again in 1..=3u64 {
         world.pass(37);
         let resent: Vec<u64> = seqs(&world.take(deaf), room);
@@ -258,7 +388,13 @@ fn what_is_not_confirmed_is_sent_again_and_then_the_session_is_given_up() {
     world.pass(37);
     assert_eq!(world.closed(deaf), Some(CloseCode::Heartbeat));
     assert_eq!(world.closed(good), None);
-    assert!(world.out.marks.iter().any(|m| m.user == UserId(1) && m.conversation == room && m.seq == 2));
+    assert!(
+        world
+            .out
+            .marks
+            .iter()
+            .any(|m| m.user == UserId(1) && m.conversation == room && m.seq == 2)
+    );
     assert_eq!(seqs(&world.take(good), room), [2]);
 }
 
@@ -283,7 +419,11 @@ fn a_client_that_lacks_older_pages_is_not_given_up() {
     world.send_elsewhere(2, room);
     world.settle();
     world.pass(40);
-    assert_eq!(world.metric(|m| &m.resent), 1, "from here on it has confirmed everything before");
+    assert_eq!(
+        world.metric(|m| &m.resent),
+        1,
+        "from here on it has confirmed everything before"
+    );
 }
 
 #[test]
@@ -305,7 +445,10 @@ fn a_slow_reader_is_told_to_catch_up_when_it_has_drained() {
     assert!(matches!(&world.take(slow)[..], [Update::Lagging(_)]));
     world.sync(slow, &[(room, 1)]);
     world.settle();
-    assert_eq!(seqs(&world.take(slow), room), (102..=201).collect::<Vec<_>>());
+    assert_eq!(
+        seqs(&world.take(slow), room),
+        (102..=201).collect::<Vec<_>>()
+    );
     world.send_elsewhere(2, room);
     world.settle();
     assert_eq!(seqs(&world.take(slow), room), [202]);
@@ -338,9 +481,21 @@ fn heads_are_told_by_the_heartbeat_where_something_moved_and_is_not_confirmed() 
     world.settle();
     world.delivered(slot, b, 2);
     world.pass(31);
-    let heads: Vec<wire::Heads> =
-        world.take(slot).into_iter().filter_map(|u| if let Update::Heads(h) = u { Some(h) } else { None }).collect();
-    let wanted = vec![wire::Cursor { conversation: a.0, seq: 2 }];
+    let heads: Vec<wire::Heads> = world
+        .take(slot)
+        .into_iter()
+        .filter_map(|u| {
+            if let Update::Heads(h) = u {
+                Some(h)
+            } else {
+                None
+            }
+        })
+        .collect();
+    let wanted = vec![wire::Cursor {
+        conversation: a.0,
+        seq: 2,
+    }];
     assert!(heads.iter().any(|h| h.heads == wanted), "{heads:?}");
 }
 
@@ -351,20 +506,36 @@ fn watched_users_are_heard_of() {
     world.command(slot, 6, Command::Watch(wire::Watch { users: vec![2, 3] }));
     let (request, users) = world.out.presences.pop().expect("asked at once");
     assert_eq!(users, [UserId(2), UserId(3)]);
-    let online = UserPresence { user: UserId(2), state: Presence::Online, last_seen: 0 };
-    world.core.presence_changed(&mut world.out, Some(request), &[online]);
+    let online = UserPresence {
+        user: UserId(2),
+        state: Presence::Online,
+        last_seen: 0,
+    };
+    world
+        .core
+        .presence_changed(&mut world.out, Some(request), &[online]);
     let updates = world.take_updates(slot);
-    assert!(matches!(&updates[..], [wire::Update { r#ref: 6, update: Some(Update::Presence(p)) }] if p.users.len() == 1));
+    assert!(
+        matches!(&updates[..], [wire::Update { r#ref: 6, update: Some(Update::Presence(p)) }] if p.users.len() == 1)
+    );
     world.pass(1);
     assert_eq!(world.out.watched, [UserId(2), UserId(3)]);
-    let away = UserPresence { user: UserId(3), state: Presence::Away, last_seen: 5 };
+    let away = UserPresence {
+        user: UserId(3),
+        state: Presence::Away,
+        last_seen: 5,
+    };
     world.core.presence_changed(&mut world.out, None, &[away]);
-    assert!(matches!(&world.take(slot)[..], [Update::Presence(p)] if p.users[0].user == 3 && p.users[0].last_seen == 5));
+    assert!(
+        matches!(&world.take(slot)[..], [Update::Presence(p)] if p.users[0].user == 3 && p.users[0].last_seen == 5)
+    );
     assert!(world.take(other).is_empty());
     world.hang_up(slot);
     world.pass(1);
     assert_eq!(world.out.watched, []);
-    let too_many = wire::Watch { users: (1..=1001).collect() };
+    let too_many = wire::Watch {
+        users: (1..=1001).collect(),
+    };
     world.command(other, 0, Command::Watch(too_many));
     assert!(matches!(&world.take(other)[..], [Update::Error(e)] if e.code == "too_long"));
 }

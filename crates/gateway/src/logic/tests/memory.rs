@@ -7,11 +7,19 @@ use super::world::World;
 
 #[test]
 fn sizes_are_what_the_budget_was_made_with() {
-    assert!(size_of::<Option<Session>>() <= 96, "{}", size_of::<Option<Session>>());
+    assert!(
+        size_of::<Option<Session>>() <= 96,
+        "{}",
+        size_of::<Option<Session>>()
+    );
     assert_eq!(size_of::<Joined>(), 8);
     assert_eq!(size_of::<Member>(), 16);
     assert!(size_of::<slab::Slab<Conversation>>() <= 48);
-    assert!(size_of::<Conversation>() <= 56, "{}", size_of::<Conversation>());
+    assert!(
+        size_of::<Conversation>() <= 56,
+        "{}",
+        size_of::<Conversation>()
+    );
 }
 
 #[test]
@@ -28,7 +36,9 @@ fn an_idle_session_with_five_conversations_stays_within_its_budget() {
         }
     }
     for group in 0..SESSIONS / 50 {
-        let members: Vec<u64> = (group * 50..(group + 1) * 50).map(|user| user + 1).collect();
+        let members: Vec<u64> = (group * 50..(group + 1) * 50)
+            .map(|user| user + 1)
+            .collect();
         world.room(2_000_000 + group, &members);
     }
     let slots: Vec<_> = (0..SESSIONS).map(|user| world.online(user + 1)).collect();

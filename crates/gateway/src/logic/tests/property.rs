@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use tidings_core::ids::{ConversationId, Seq};
+use tidings_core::ids::{ConversationId, Seq, UserId};
 use tidings_core::ports::peers::ToGateway;
 use tidings_core::record::Role;
 use tidings_protocol::Format;
@@ -77,7 +77,12 @@ struct Device {
 impl Device {
     fn cursor(&self, world: &mut World, user: u64, room: u64) -> Option<Seq> {
         let events = self.events.get(&room)?;
-        let from = world.out.state(ConversationId(room), tidings_core::ids::UserId(user)).grant.visible_from.max(1);
+        let from = world
+            .out
+            .state(ConversationId(room), UserId(user))
+            .grant
+            .visible_from
+            .max(1);
         let mut cursor = from - 1;
         while events.contains(&(cursor + 1)) {
             cursor += 1;
@@ -101,10 +106,16 @@ impl Play {
         world.out.queue_max = 1_000;
         world.out.expires_in = 100_000 * super::world::SECOND;
         for room in 0..ROOMS {
-            world.out.change(ConversationId(100 + room), &[(77, Role::Member), (room + 1, Role::Member)]);
+            world.out.change(
+                ConversationId(100 + room),
+                &[(77, Role::Member), (room + 1, Role::Member)],
+            );
         }
         world.settle();
-        Play { world, devices: (0..USERS).map(|_| Device::default()).collect() }
+        Play {
+            world,
+            devices: (0..USERS).map(|_| Device::default()).collect(),
+        }
     }
 
     fn run(&mut self, step: Step) {
@@ -121,13 +132,13 @@ impl Play {
             }
             Step::Join(user, room) => {
                 let (id, user) = (ConversationId(100 + room), user + 1);
-                if world.out.state(id, tidings_core::ids::UserId(user)).grant.role == Role::None {
+                if world.out.state(id, UserId(user)).grant.role == Role::None {
                     world.out.change(id, &[(user, Role::Member)]);
                 }
             }
             Step::Leave(user, room) => {
                 let (id, user) = (ConversationId(100 + room), user + 1);
-                if world.out.state(id, tidings_core::ids::UserId(user)).grant.role != Role::None {
+                if world.out.state(id, UserId(user)).grant.role != Role::None {
                     world.out.change(id, &[(user, Role::None)]);
                     // What lies before another join is hidden again; this test has one stay each.
                     self.devices[user as usize - 1].events.remove(&id.0);
@@ -139,15 +150,20 @@ impl Play {
                     self.read(user, slot);
                     self.world.hang_up(slot);
                     // Inputs about a socket that is gone.
-                    self.world.out.inbox.retain(|i| !matches!(i, Input::Overflow(s) | Input::Drained(s) if *s == slot));
+                    self.world.out.inbox.retain(
+                        |i| !matches!(i, Input::Overflow(s) | Input::Drained(s) if *s == slot),
+                    );
                 }
             }
             Step::Sync(user) => self.sync(user),
             Step::Deliver(user) => {
-                let Some(slot) = self.devices[user as usize].slot else { return };
+                let Some(slot) = self.devices[user as usize].slot else {
+                    return;
+                };
                 self.read(user, slot);
                 for room in 100..100 + ROOMS {
-                    let cursor = self.devices[user as usize].cursor(&mut self.world, user + 1, room);
+                    let cursor =
+                        self.devices[user as usize].cursor(&mut self.world, user + 1, room);
                     if let Some(cursor) = cursor.filter(|&c| c > 0) {
                         self.world.delivered(slot, ConversationId(room), cursor);
                     }
@@ -191,7 +207,11 @@ impl Play {
                 }
             }
             Step::Unstore(room) => {
-                let room = world.out.rooms.get_mut(&ConversationId(100 + room)).expect("a room");
+                let room = world
+                    .out
+                    .rooms
+                    .get_mut(&ConversationId(100 + room))
+                    .expect("a room");
                 room.stored = room.stored.saturating_sub(3);
             }
             Step::Digest => world.out.digest(None),
@@ -204,7 +224,11 @@ impl Play {
 
     fn connect(&mut self, user: u64) {
         if self.devices[user as usize].slot.is_none() {
-            let format = if user == 1 { Format::Json } else { Format::Proto };
+            let format = if user == 1 {
+                Format::Json
+            } else {
+                Format::Proto
+            };
             let slot = self.world.connect(format);
             self.world.auth(slot, &format!("{}/{}", user + 1, user + 1));
             let device = &mut self.devices[user as usize];
@@ -215,25 +239,52 @@ impl Play {
     }
 
     fn sync(&mut self, user: u64) {
-        let Some(slot) = self.devices[user as usize].slot else { return };
+        let Some(slot) = self.devices[user as usize].slot else {
+            return;
+        };
         let cursors: Vec<(ConversationId, Seq)> = (100..100 + ROOMS)
-            .filter_map(|room| Some((ConversationId(room), self.devices[user as usize].cursor(&mut self.world, user + 1, room)?)))
+            .filter_map(|room| {
+                Some((
+                    ConversationId(room),
+                    self.devices[user as usize].cursor(&mut self.world, user + 1, room)?,
+                ))
+            })
             .collect();
-        let cursors = cursors.into_iter().map(|(c, seq)| wire::Cursor { conversation: c.0, seq }).collect();
+        let cursors = cursors
+            .into_iter()
+            .map(|(c, seq)| wire::Cursor {
+                conversation: c.0,
+                seq,
+            })
+            .collect();
         if !self.is_ready(slot) {
             return;
         }
-        self.world.command(slot, 2, Command::Sync(wire::Sync { epoch: 1, cursors, page: 500 }));
+        self.world.command(
+            slot,
+            2,
+            Command::Sync(wire::Sync {
+                epoch: 1,
+                cursors,
+                page: 500,
+            }),
+        );
         self.devices[user as usize].is_syncing = true;
     }
 
     fn is_ready(&self, slot: Slot) -> bool {
-        self.world.core.sessions.get(slot).is_some_and(|s| s.is(super::super::session::READY))
+        self.world
+            .core
+            .sessions
+            .get(slot)
+            .is_some_and(|s| s.is(super::super::session::READY))
     }
 
     /// What the client does by itself: read, sync when told to.
     fn react(&mut self, user: u64) {
-        let Some(slot) = self.devices[user as usize].slot else { return };
+        let Some(slot) = self.devices[user as usize].slot else {
+            return;
+        };
         if self.read(user, slot) {
             self.sync(user);
         }
@@ -255,14 +306,34 @@ impl Play {
                     device.was_told_done = done.complete;
                 }
                 Update::Ack(ack) if ack.seq > 0 => {
-                    device.events.entry(ack.conversation).or_default().insert(ack.seq);
+                    device
+                        .events
+                        .entry(ack.conversation)
+                        .or_default()
+                        .insert(ack.seq);
                 }
                 Update::Event(event) => {
-                    device.events.entry(event.conversation).or_default().insert(event.seq);
+                    let room = ConversationId(event.conversation);
+                    let grant = self.world.out.state(room, UserId(user + 1)).grant;
+                    let known = device.events.entry(event.conversation).or_default();
+                    if grant.role != Role::None {
+                        let lacks: Vec<Seq> = (grant.visible_from..event.seq)
+                            .filter(|s| !known.contains(s))
+                            .collect();
+                        assert!(
+                            lacks.is_empty(),
+                            "given {} of {room} before {lacks:?}",
+                            event.seq
+                        );
+                    }
+                    known.insert(event.seq);
                 }
                 Update::SyncPage(page) => {
                     let seqs: Vec<Seq> = page.events.iter().map(|e| e.seq).collect();
-                    assert!(seqs.windows(2).all(|w| w[0] + 1 == w[1]), "a page without a hole: {seqs:?}");
+                    assert!(
+                        seqs.windows(2).all(|w| w[0] + 1 == w[1]),
+                        "a page without a hole: {seqs:?}"
+                    );
                     assert_eq!(page.missing_from, 0, "pages are large enough here");
                     let known = device.events.entry(page.conversation).or_default();
                     known.extend(seqs);
@@ -287,7 +358,8 @@ impl Play {
                 self.connect(user);
                 self.react(user);
                 if let Some(slot) = self.devices[user as usize].slot {
-                    let is_done = self.devices[user as usize].was_told_done || self.devices[user as usize].is_syncing;
+                    let is_done = self.devices[user as usize].was_told_done
+                        || self.devices[user as usize].is_syncing;
                     if !is_done && round > 20 && self.is_ready(slot) {
                         self.sync(user);
                     }
@@ -299,13 +371,24 @@ impl Play {
         }
         for user in 0..USERS {
             for room in 100..100 + ROOMS {
-                let state = self.world.out.state(ConversationId(room), tidings_core::ids::UserId(user + 1));
+                let state = self.world.out.state(ConversationId(room), UserId(user + 1));
                 if state.grant.role == Role::None {
                     continue;
                 }
-                let had = self.devices[user as usize].events.get(&room).cloned().unwrap_or_default();
-                let missing: Vec<Seq> = (state.grant.visible_from..=state.head).filter(|s| !had.contains(s)).collect();
-                assert!(missing.is_empty(), "user {} lacks {missing:?} of {room} (head {})", user + 1, state.head);
+                let had = self.devices[user as usize]
+                    .events
+                    .get(&room)
+                    .cloned()
+                    .unwrap_or_default();
+                let missing: Vec<Seq> = (state.grant.visible_from..=state.head)
+                    .filter(|s| !had.contains(s))
+                    .collect();
+                assert!(
+                    missing.is_empty(),
+                    "user {} lacks {missing:?} of {room} (head {})",
+                    user + 1,
+                    state.head
+                );
             }
         }
         assert!(self.world.core.reading.is_empty() && self.world.core.loads.is_empty());

@@ -6,14 +6,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_core::ids::{
-    ConversationId, DeviceId, GatewayId, MessageKey, Micros, Partition, Position, SenderId, Seq, SessionId, UserId,
+    ConversationId, DeviceId, GatewayId, MessageKey, Micros, Partition, Position, SenderId, Seq,
+    SessionId, UserId,
 };
 use tidings_core::ports::directory::SignInId;
 use tidings_core::ports::log::{Append, LogError};
 use tidings_core::ports::peers::{Opened, ToGateway, ToRouter};
 use tidings_core::ports::registry::{Mark, Presence, SessionEntry};
-use tidings_core::record::{Content, ConversationKind, Encoding, Kind, Membership, Record, Role, RoleChange};
-use tidings_core::rows::{Before, CursorRow, EventRow, GrantState, HeadState, MemberChange, MembersBody, SenderState};
+use tidings_core::record::{
+    Content, ConversationKind, Encoding, Kind, Membership, Record, Role, RoleChange,
+};
+use tidings_core::rows::{
+    Before, CursorRow, EventRow, GrantState, HeadState, MemberChange, MembersBody, SenderState,
+};
 use tidings_core::sequencer::{self, Verdict};
 use tidings_protocol::wire::{self, command::Command, update::Update};
 use tidings_protocol::{CloseCode, Format, decode_server_frame, encode_client_frame};
@@ -95,14 +100,14 @@ impl Outbound for Outside {
     }
 
     fn send(&mut self, slot: Slot, frame: &Bytes) {
-        let socket = self.sockets.get_mut(&slot).expect("frames go to open sessions");
-        if socket.closed.is_some() {
+        let socket = self
+            .sockets
+            .get_mut(&slot)
+            .expect("frames go to open sessions");
+        if socket.closed.is_some() || socket.is_overflowed {
             return;
         }
         if socket.is_blocked {
-            if socket.is_overflowed {
-                return;
-            }
             if socket.queued + frame.len() > self.queue_max {
                 socket.queued = 0;
                 socket.waiting.clear();
@@ -150,9 +155,17 @@ impl Outbound for Outside {
             return;
         }
         let answer = match message {
-            ToRouter::Open { request, user, conversations } => {
+            ToRouter::Open {
+                request,
+                user,
+                conversations,
+            } => {
                 let states = conversations.iter().map(|&c| self.state(c, user)).collect();
-                ToGateway::Opened { request, states, later: Vec::new() }
+                ToGateway::Opened {
+                    request,
+                    states,
+                    later: Vec::new(),
+                }
             }
             ToRouter::Close(conversations) => {
                 for conversation in conversations {
@@ -160,12 +173,29 @@ impl Outbound for Outside {
                 }
                 return;
             }
-            ToRouter::Tail { request, conversation, from } => {
+            ToRouter::Tail {
+                request,
+                conversation,
+                from,
+            } => {
                 let events = &self.rooms.entry(conversation).or_default().events;
-                let rows = events.iter().filter(|row| row.seq >= from).take(50).cloned().collect();
+                let rows = events
+                    .iter()
+                    .filter(|row| row.seq >= from)
+                    .take(50)
+                    .cloned()
+                    .collect();
                 ToGateway::Tail { request, rows }
             }
-            ToRouter::Typing { conversation, user, on } => ToGateway::Typing { conversation, user, on },
+            ToRouter::Typing {
+                conversation,
+                user,
+                on,
+            } => ToGateway::Typing {
+                conversation,
+                user,
+                on,
+            },
             ToRouter::Cursors(_) | ToRouter::FannedOut(_) => return,
             #[allow(unreachable_patterns)]
             _ => return,
@@ -186,22 +216,41 @@ impl Outbound for Outside {
         let result = match token.as_str() {
             "expired" => Err(AuthFailure::Expired),
             "revoked" => Err(AuthFailure::Revoked),
-            token => token.split_once('/').map(principal).ok_or(AuthFailure::Invalid),
+            token => token
+                .split_once('/')
+                .map(principal)
+                .ok_or(AuthFailure::Invalid),
         };
         self.inbox.push_back(Input::Authenticated(session, result));
     }
 
     fn load_user(&mut self, user: UserId) {
         let is_member = |room: &Room| room.grants.get(&user).is_some_and(|g| g.role != Role::None);
-        let list = self.rooms.iter().filter(|(_, room)| is_member(room)).map(|(&id, _)| id).collect();
-        self.inbox.push_back(Input::Loaded(user, (!self.is_directory_down).then_some(list)));
+        let list = self
+            .rooms
+            .iter()
+            .filter(|(_, room)| is_member(room))
+            .map(|(&id, _)| id)
+            .collect();
+        self.inbox.push_back(Input::Loaded(
+            user,
+            (!self.is_directory_down).then_some(list),
+        ));
     }
 
     fn members_changed(&mut self, _users: &mut dyn Iterator<Item = UserId>) {}
 
-    fn read_events(&mut self, request: u64, conversation: ConversationId, from: Seq, to: Seq, _bytes_max: usize) {
+    fn read_events(
+        &mut self,
+        request: u64,
+        conversation: ConversationId,
+        from: Seq,
+        to: Seq,
+        _bytes_max: usize,
+    ) {
         self.reads += 1;
-        self.inbox.push_back(Input::Read(request, conversation, from, to));
+        self.inbox
+            .push_back(Input::Read(request, conversation, from, to));
     }
 
     fn put_session(&mut self, entry: SessionEntry, is_new: bool) {
@@ -234,8 +283,19 @@ impl Outside {
         let room = self.rooms.entry(conversation).or_default();
         let grant = room.grants.get(&user).copied().unwrap_or_default();
         room.is_wanted |= grant.role != Role::None;
-        let cursor = CursorRow { conversation, user, delivered: 0, read: 0 };
-        Opened { conversation, head: room.head.seq, kind: ConversationKind::Group, grant, cursor }
+        let cursor = CursorRow {
+            conversation,
+            user,
+            delivered: 0,
+            read: 0,
+        };
+        Opened {
+            conversation,
+            head: room.head.seq,
+            kind: ConversationKind::Group,
+            grant,
+            cursor,
+        }
     }
 
     /// The router's part for one record: decide, answer, fan out.
@@ -254,17 +314,27 @@ impl Outside {
                 let answer = sequencer::decide(conversation, &before, &send, self.now);
                 let (session, taken) = (send.origin.session, send.taken);
                 if answer.verdict != Verdict::Accepted {
-                    return self.inbox.push_back(Input::Router(ToGateway::Answer { session, answer, taken }));
+                    return self.inbox.push_back(Input::Router(ToGateway::Answer {
+                        session,
+                        answer,
+                        taken,
+                    }));
                 }
                 let (head, sender) = sequencer::accept(&before, &send, &answer);
                 room.head = head;
                 room.senders.insert(key, sender);
                 let row = Arc::new(message_row(conversation, answer.seq, answer.ts, &send));
                 room.events.push(Arc::clone(&row));
-                self.inbox.push_back(Input::Router(ToGateway::Answer { session, answer, taken }));
+                self.inbox.push_back(Input::Router(ToGateway::Answer {
+                    session,
+                    answer,
+                    taken,
+                }));
                 self.fan_out(row, session);
             }
-            Content::Membership(_) => unreachable!("the directory's records don't come from a gateway"),
+            Content::Membership(_) => {
+                unreachable!("the directory's records don't come from a gateway")
+            }
         }
     }
 
@@ -276,7 +346,13 @@ impl Outside {
         let change = Membership {
             version: room.head.version + 1,
             by: UserId(0),
-            changes: changes.iter().map(|&(user, role)| RoleChange { user: UserId(user), role }).collect(),
+            changes: changes
+                .iter()
+                .map(|&(user, role)| RoleChange {
+                    user: UserId(user),
+                    role,
+                })
+                .collect(),
             kind: ConversationKind::Group,
             title: "a room".to_owned(),
         };
@@ -284,10 +360,16 @@ impl Outside {
         let mut rows = Vec::new();
         for &RoleChange { user, role } in &change.changes {
             let before = room.grants.get(&user).copied().unwrap_or_default();
-            room.grants.insert(user, sequencer::grant_after(&before, &change, role, seq));
+            room.grants
+                .insert(user, sequencer::grant_after(&before, &change, role, seq));
             rows.push(MemberChange { user, role, before });
         }
-        let members = MembersBody { version: change.version, kind: change.kind, title: change.title, changes: rows };
+        let members = MembersBody {
+            version: change.version,
+            kind: change.kind,
+            title: change.title,
+            changes: rows,
+        };
         let row = Arc::new(EventRow {
             conversation,
             seq,
@@ -313,18 +395,34 @@ impl Outside {
         let room = self.rooms.entry(row.conversation).or_default();
         room.stored = room.events.len();
         if room.is_wanted || row.members.is_some() {
-            self.inbox.push_back(Input::Router(ToGateway::Event { row, except, taken: 0 }));
+            self.inbox.push_back(Input::Router(ToGateway::Event {
+                row,
+                except,
+                taken: 0,
+            }));
         }
     }
 
     pub fn digest(&mut self, number: Option<u64>) {
         self.digest = number.unwrap_or(self.digest + 1);
-        let heads = self.rooms.iter().map(|(&id, room)| (id, room.head.seq)).collect();
-        self.inbox.push_back(Input::Router(ToGateway::Digest { number: self.digest, heads }));
+        let heads = self
+            .rooms
+            .iter()
+            .map(|(&id, room)| (id, room.head.seq))
+            .collect();
+        self.inbox.push_back(Input::Router(ToGateway::Digest {
+            number: self.digest,
+            heads,
+        }));
     }
 }
 
-fn message_row(conversation: ConversationId, seq: Seq, ts: Micros, send: &tidings_core::record::Send) -> EventRow {
+fn message_row(
+    conversation: ConversationId,
+    seq: Seq,
+    ts: Micros,
+    send: &tidings_core::record::Send,
+) -> EventRow {
     EventRow {
         conversation,
         seq,
@@ -361,9 +459,19 @@ impl World {
         let mut settings = Settings::new(GatewayId(7), 4);
         settings.session_base = 1_000;
         change(&mut settings);
-        let out = Outside { now: START, expires_in: 3600 * SECOND, queue_max: 64 << 10, ..Outside::default() };
+        let out = Outside {
+            now: START,
+            expires_in: 3600 * SECOND,
+            queue_max: 64 << 10,
+            ..Outside::default()
+        };
         let core = GatewayCore::new(settings, Arc::new(GatewayMetrics::default()));
-        World { core, out, next_slot: 0, counters: HashMap::new() }
+        World {
+            core,
+            out,
+            next_slot: 0,
+            counters: HashMap::new(),
+        }
     }
 
     /// A new connection, not authenticated.
@@ -417,21 +525,52 @@ impl World {
     }
 
     pub fn auth(&mut self, slot: Slot, token: &str) {
-        let auth = wire::Auth { token: token.to_owned(), device: "test".to_owned(), version: tidings_protocol::VERSION };
+        let auth = wire::Auth {
+            token: token.to_owned(),
+            device: "test".to_owned(),
+            version: tidings_protocol::VERSION,
+        };
         self.command(slot, 1, Command::Auth(auth));
     }
 
     pub fn sync(&mut self, slot: Slot, cursors: &[(ConversationId, Seq)]) {
-        let cursors = cursors.iter().map(|&(c, seq)| wire::Cursor { conversation: c.0, seq }).collect();
-        self.command(slot, 2, Command::Sync(wire::Sync { epoch: 1, cursors, page: 0 }));
+        let cursors = cursors
+            .iter()
+            .map(|&(c, seq)| wire::Cursor {
+                conversation: c.0,
+                seq,
+            })
+            .collect();
+        self.command(
+            slot,
+            2,
+            Command::Sync(wire::Sync {
+                epoch: 1,
+                cursors,
+                page: 0,
+            }),
+        );
     }
 
     pub fn delivered(&mut self, slot: Slot, conversation: ConversationId, seq: Seq) {
-        self.command(slot, 0, Command::Delivered(wire::Delivered { conversation: conversation.0, seq }));
+        self.command(
+            slot,
+            0,
+            Command::Delivered(wire::Delivered {
+                conversation: conversation.0,
+                seq,
+            }),
+        );
     }
 
     pub fn command(&mut self, slot: Slot, r#ref: u64, command: Command) {
-        self.commands(slot, vec![wire::Command { r#ref, command: Some(command) }]);
+        self.commands(
+            slot,
+            vec![wire::Command {
+                r#ref,
+                command: Some(command),
+            }],
+        );
     }
 
     pub fn commands(&mut self, slot: Slot, commands: Vec<wire::Command>) {
@@ -439,16 +578,24 @@ impl World {
         self.socket(slot).heard = self.out.now;
         let mut payload = Vec::new();
         encode_client_frame(format, &wire::ClientFrame { commands }, &mut payload);
-        let opcode = if format == Format::Json { Opcode::Text } else { Opcode::Binary };
+        let opcode = if format == Format::Json {
+            Opcode::Text
+        } else {
+            Opcode::Binary
+        };
         self.core.message(&mut self.out, slot, opcode, &payload);
         self.core.turn_end(&mut self.out);
     }
 
     /// The next send of a session's own outbox, under grant 1.
     pub fn next_send(&mut self, slot: Slot, conversation: ConversationId) -> wire::Send {
-        let (counter, previous) = *self.counters.get(&(slot, conversation.0)).unwrap_or(&(0, 0));
+        let (counter, previous) = *self
+            .counters
+            .get(&(slot, conversation.0))
+            .unwrap_or(&(0, 0));
         let id = (conversation.0 << 40) + (u64::from(slot) << 20) + counter + 1;
-        self.counters.insert((slot, conversation.0), (counter + 1, id));
+        self.counters
+            .insert((slot, conversation.0), (counter + 1, id));
         wire::Send {
             conversation: conversation.0,
             sender: 500 + u64::from(slot),
@@ -469,9 +616,13 @@ impl World {
 
     /// A message of somebody on another gateway.
     pub fn send_elsewhere(&mut self, user: u64, conversation: ConversationId) {
-        let (counter, previous) = *self.counters.get(&(Slot::MAX, conversation.0)).unwrap_or(&(0, 0));
+        let (counter, previous) = *self
+            .counters
+            .get(&(Slot::MAX, conversation.0))
+            .unwrap_or(&(0, 0));
         let id = (conversation.0 << 40) + (1 << 39) + counter + 1;
-        self.counters.insert((Slot::MAX, conversation.0), (counter + 1, id));
+        self.counters
+            .insert((Slot::MAX, conversation.0), (counter + 1, id));
         let send = tidings_core::record::Send {
             user: UserId(user),
             sender: SenderId(9),
@@ -483,17 +634,26 @@ impl World {
             kind: Kind::Text,
             encoding: Encoding::Identity,
             body: Bytes::from_static(b"from afar"),
-            origin: tidings_core::record::Origin { gateway: GatewayId(99), session: SessionId(0) },
+            origin: tidings_core::record::Origin {
+                gateway: GatewayId(99),
+                session: SessionId(0),
+            },
             taken: 0,
         };
         let mut payload = Vec::new();
-        Record { conversation, content: Content::Send(send) }.encode(&mut payload);
+        Record {
+            conversation,
+            content: Content::Send(send),
+        }
+        .encode(&mut payload);
         self.out.route(&payload.into());
     }
 
     /// Lets one waiting input through.
     pub fn step(&mut self) -> bool {
-        let Some(input) = self.out.inbox.pop_front() else { return false };
+        let Some(input) = self.out.inbox.pop_front() else {
+            return false;
+        };
         let (core, out) = (&mut self.core, &mut self.out);
         match input {
             Input::Router(message) => core.from_router(out, message),
@@ -501,11 +661,17 @@ impl World {
             Input::Loaded(user, list) => core.user_loaded(out, user, list),
             Input::Read(request, conversation, from, to) => {
                 let result = if out.is_store_down {
-                    Err(tidings_core::ports::store::StoreError::Unavailable("down".to_owned()))
+                    Err(tidings_core::ports::store::StoreError::Unavailable(
+                        "down".to_owned(),
+                    ))
                 } else {
                     let room = out.rooms.entry(conversation).or_default();
                     let stored = &room.events[..room.stored];
-                    Ok(stored.iter().filter(|r| r.seq >= from && r.seq <= to).map(|r| (**r).clone()).collect())
+                    Ok(stored
+                        .iter()
+                        .filter(|r| r.seq >= from && r.seq <= to)
+                        .map(|r| (**r).clone())
+                        .collect())
                 };
                 core.events_read(out, request, result);
             }
@@ -566,7 +732,10 @@ impl World {
 
     /// The updates that a socket was sent since the last call.
     pub fn take(&mut self, slot: Slot) -> Vec<Update> {
-        self.take_updates(slot).into_iter().filter_map(|u| u.update).collect()
+        self.take_updates(slot)
+            .into_iter()
+            .filter_map(|u| u.update)
+            .collect()
     }
 
     pub fn take_updates(&mut self, slot: Slot) -> Vec<wire::Update> {
@@ -580,7 +749,8 @@ impl World {
                 match opcode {
                     9 => socket.pings += 1,
                     1 | 2 => {
-                        let frame = decode_server_frame(socket.format, payload).expect("a frame of ours");
+                        let frame =
+                            decode_server_frame(socket.format, payload).expect("a frame of ours");
                         updates.extend(frame.updates);
                     }
                     other => panic!("opcode {other}"),
@@ -612,10 +782,17 @@ impl World {
 fn split_frame(bytes: &[u8]) -> (u8, &[u8], &[u8]) {
     let (head, len) = match bytes[1] {
         126 => (4, usize::from(u16::from_be_bytes([bytes[2], bytes[3]]))),
-        127 => (10, u64::from_be_bytes(bytes[2..10].try_into().expect("8 bytes")) as usize),
+        127 => (
+            10,
+            u64::from_be_bytes(bytes[2..10].try_into().expect("8 bytes")) as usize,
+        ),
         len => (2, usize::from(len)),
     };
-    (bytes[0] & 15, &bytes[head..head + len], &bytes[head + len..])
+    (
+        bytes[0] & 15,
+        &bytes[head..head + len],
+        &bytes[head + len..],
+    )
 }
 
 /// The seqs of the events among updates, live or on sync pages, as a client would see them.
@@ -635,9 +812,11 @@ pub fn seqs(updates: &[Update], conversation: ConversationId) -> Vec<Seq> {
 
 /// The codes of the errors among updates.
 pub fn errors(updates: &[Update]) -> Vec<&str> {
-    let code = |u| match u {
-        &Update::Error(ref error) => Some(error.code.as_str()),
-        _ => None,
-    };
-    updates.iter().filter_map(code).collect()
+    let mut codes = Vec::new();
+    for update in updates {
+        if let Update::Error(error) = update {
+            codes.push(error.code.as_str());
+        }
+    }
+    codes
 }
