@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tidings_protocol::Format;
-use tidings_protocol::body::compress_body;
+use tidings_protocol::body::{BodyError, check_body, compress_body};
 use tidings_protocol::limits as published;
 use tidings_protocol::wire::{
     self, ClientFrame, Command, Encoding, Kind, Limits, ServerFrame, command, update,
@@ -227,12 +227,11 @@ impl ClientCore {
         kind: Kind,
         body: Bytes,
     ) -> Result<LocalId, SendError> {
-        if kind == Kind::Members {
-            return Err(SendError::Kind);
-        }
         let most = self.text_bytes_max();
-        if body.len() > most {
-            return Err(SendError::TooLong(most));
+        match check_body(kind, Encoding::Identity, &body, most) {
+            Ok(_) => {}
+            Err(BodyError::TooLong) => return Err(SendError::TooLong(most)),
+            Err(error) => return Err(error.into()),
         }
         if self.queued >= self.config.queued_max
             || self.queued_bytes + body.len() > self.config.queued_bytes_max

@@ -1,5 +1,6 @@
 //! What a core is told to do, and what it tells.
 
+use tidings_protocol::body::BodyError;
 use tidings_protocol::wire::{ClientFrame, ConversationKind, Event, Presence, Role, UserPresence};
 
 use crate::saved::PersistOp;
@@ -219,9 +220,9 @@ pub enum SendError {
     /// The outbox is full: try again when something was sent.
     #[error("the outbox is full")]
     OutboxFull,
-    /// A kind that users don't send.
-    #[error("messages of this kind are made by the server")]
-    Kind,
+    /// A body that isn't what its kind says, or a kind that users don't send.
+    #[error(transparent)]
+    Body(#[from] BodyError),
 }
 
 /// Presence that the user wants to show.

@@ -4,12 +4,12 @@
 //! it is written apart from the real one, so that the two can be wrong only separately.
 
 // Each test binary uses its own part of this.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 mod server;
 mod world;
 
-pub use server::Conversation;
+pub use server::{CONVERSATION, Conversation, ME, Server, send_of};
 pub use world::{Faults, World};
 
 /// Numbers from a seed (splitmix64).
