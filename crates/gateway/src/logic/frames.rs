@@ -185,3 +185,17 @@ pub(super) fn conversation_kind(kind: record::ConversationKind) -> wire::Convers
         record::ConversationKind::Channel => wire::ConversationKind::Channel,
     }
 }
+
+/// A history page as one frame's text or bytes, for answers outside a session. `page` has no
+/// events of its own.
+pub fn history_page(format: Format, page: wire::HistoryPage, rows: &[EventRow]) -> Vec<u8> {
+    let mut events = Vec::new();
+    for row in rows {
+        with_event(row, |event| {
+            tidings_protocol::encode_page_event(format, tidings_protocol::Page::History, event, &mut events);
+        });
+    }
+    let mut item = Vec::new();
+    tidings_protocol::encode_history_page(format, 0, page, &events, &mut item);
+    item
+}

@@ -50,6 +50,7 @@ mod tracking;
 #[cfg(test)]
 mod tests;
 
+pub use frames::history_page;
 pub use metrics::{GatewayMetrics, LATENCY_BOUNDS, Latency};
 pub use outbound::{AuthFailure, Outbound, Principal, Slot};
 pub use settings::Settings;

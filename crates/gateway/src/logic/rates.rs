@@ -77,10 +77,10 @@ impl Rates {
             }
         }
         let minute = 60 * SECOND;
-        if let Some(cost) = (bytes as u64 * minute).checked_div(settings.send_bytes_per_minute) {
-            if let Err(wait) = rates.bytes.take(now, cost, minute) {
-                return SendRate::Later((wait / 1000 + 1) as u32);
-            }
+        if let Some(cost) = (bytes as u64 * minute).checked_div(settings.send_bytes_per_minute)
+            && let Err(wait) = rates.bytes.take(now, cost, minute)
+        {
+            return SendRate::Later((wait / 1000 + 1) as u32);
         }
         SendRate::Fits
     }
