@@ -10,7 +10,9 @@ mod client_core;
 mod saved;
 mod store;
 
-pub use client::{Client, ClientError, ClientEvent, EventStream, Options, Token, TokenError};
+pub use client::{
+    Client, ClientError, ClientEvent, EventStream, Options, Token, TokenError, Traffic, Watch,
+};
 pub use client_core::{
     AppEvent, ClientCore, Config, ConversationInfo, FailReason, LocalId, Mode, Output, Random,
     SendError, StoredBy,

@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{Bytes, Error as SocketError, Message, Utf8Bytes};
 
 use super::connect::{ConnectError, Socket, connect};
-use super::{BoxFuture, Call, ClientEvent, Options, TokenError};
+use super::{BoxFuture, Call, ClientEvent, Options, TokenError, Traffic, Watch};
 use crate::client_core::{ClientCore, LocalId, Output, SendError};
 use crate::store::{Store, StoreError};
 
@@ -63,6 +63,7 @@ pub(super) struct Driver {
     /// Events the app has no room for yet; while there are any the socket isn't read.
     untold: VecDeque<ClientEvent>,
     answers: Vec<Answer>,
+    watch: Option<Watch>,
 }
 
 struct Dial {
@@ -96,7 +97,11 @@ impl Clock {
 }
 
 impl Driver {
-    pub(super) fn new(options: Options, tell: mpsc::Sender<ClientEvent>) -> Driver {
+    pub(super) fn new(
+        options: Options,
+        tell: mpsc::Sender<ClientEvent>,
+        watch: Option<Watch>,
+    ) -> Driver {
         let format = options.config.format;
         let saved = options.store.saved().clone();
         let random = || getrandom::u64().expect("the operating system has random bytes");
@@ -117,6 +122,7 @@ impl Driver {
             tell,
             untold: VecDeque::new(),
             answers: Vec::new(),
+            watch,
         }
     }
 
@@ -376,6 +382,9 @@ impl Driver {
         let Some(socket) = &mut self.socket else {
             return;
         };
+        if let Some(watch) = &mut self.watch {
+            watch(Traffic::Out(frame));
+        }
         let mut bytes = Vec::new();
         encode_client_frame(self.format, frame, &mut bytes);
         let message = match self.format {

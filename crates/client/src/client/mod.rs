@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tidings_protocol::wire::{Kind, Presence};
+use tidings_protocol::wire::{ClientFrame, Kind, Presence, ServerFrame};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::client_core::{AppEvent, Config, LocalId, SendError};
@@ -114,6 +114,18 @@ pub enum ClientError {
     Ended,
 }
 
+/// What goes over a client's connection.
+#[derive(Debug, Clone, Copy)]
+pub enum Traffic<'a> {
+    /// About to be written. What it numbers is in the outbox already.
+    Out(&'a ClientFrame),
+    /// Just read, before the client acts on it.
+    In(&'a ServerFrame),
+}
+
+/// Sees all [`Traffic`] of a client, on its task: for checkers and tracing. It must not block.
+pub type Watch = Box<dyn FnMut(Traffic<'_>) + Send>;
+
 type Reply<T> = oneshot::Sender<T>;
 
 enum Call {
@@ -189,9 +201,18 @@ impl Client {
     /// Starts a client on the current tokio runtime; it connects in the background, again
     /// and again with backoff. Everything that happens comes through the stream.
     pub fn connect(options: Options) -> (Client, EventStream) {
+        Client::start(options, None)
+    }
+
+    /// As [`Client::connect`], with somebody who sees every frame.
+    pub fn connect_watched(options: Options, watch: Watch) -> (Client, EventStream) {
+        Client::start(options, Some(watch))
+    }
+
+    fn start(options: Options, watch: Option<Watch>) -> (Client, EventStream) {
         let (calls, called) = mpsc::channel(CALLS_MAX);
         let (tell, events) = mpsc::channel(EVENTS_MAX);
-        tokio::spawn(Driver::new(options, tell).run(called));
+        tokio::spawn(Driver::new(options, tell, watch).run(called));
         (Client { calls }, EventStream { events })
     }
 

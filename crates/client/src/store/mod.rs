@@ -79,10 +79,13 @@ struct Disk {
 impl Store {
     /// A store that forgets everything when it is dropped: for load tools.
     pub fn volatile() -> Store {
-        Store {
-            saved: Saved::default(),
-            disk: None,
-        }
+        Store::volatile_from(Saved::default())
+    }
+
+    /// A store in memory that goes on from what another client had saved and, having ended,
+    /// uses no more: as good as a copy of a folder, with all that makes of it.
+    pub fn volatile_from(saved: Saved) -> Store {
+        Store { saved, disk: None }
     }
 
     /// Opens the store in this folder, which is made if need be. Blocks on the disk.
