@@ -73,7 +73,10 @@ pub struct Position {
 impl Position {
     /// The position behind this one.
     pub fn next(self) -> Position {
-        Position { offset: self.offset + 1, ..self }
+        Position {
+            offset: self.offset + 1,
+            ..self
+        }
     }
 }
 

@@ -85,11 +85,20 @@ pub fn log_time(appended: Micros, head: &HeadState) -> Micros {
 
 /// The sender's row as it counts at `ts`: one older than [`SENDER_MAX`] does not.
 pub fn sender_at(row: SenderState, ts: Micros) -> SenderState {
-    if ts.saturating_sub(row.ts) > SENDER_MAX { SenderState::default() } else { row }
+    if ts.saturating_sub(row.ts) > SENDER_MAX {
+        SenderState::default()
+    } else {
+        row
+    }
 }
 
 /// The verdict on a send appended at `appended`, and the answer.
-pub fn decide(conversation: ConversationId, before: &Before, send: &Send, appended: Micros) -> Answer {
+pub fn decide(
+    conversation: ConversationId,
+    before: &Before,
+    send: &Send,
+    appended: Micros,
+) -> Answer {
     let ts = log_time(appended, &before.head);
     let row = sender_at(before.sender, ts);
     let same = row.grant == send.grant && row.grant != 0;
@@ -123,19 +132,47 @@ pub fn decide(conversation: ConversationId, before: &Before, send: &Send, append
     match verdict {
         Verdict::Accepted => {
             let seq = before.head.seq + 1;
-            Answer { counter: send.counter, id: send.id, seq, ts, head: seq, ..answer }
+            Answer {
+                counter: send.counter,
+                id: send.id,
+                seq,
+                ts,
+                head: seq,
+                ..answer
+            }
         }
         // A single-use sender's message may stand under an older grant: the answer names it all the same.
-        Verdict::Duplicate if send.once => Answer { counter: 1, id: row.id, seq: row.seq, ts: row.ts, ..answer },
-        _ if n > 0 => Answer { id: row.id, seq: row.seq, ts: row.ts, ..answer },
+        Verdict::Duplicate if send.once => Answer {
+            counter: 1,
+            id: row.id,
+            seq: row.seq,
+            ts: row.ts,
+            ..answer
+        },
+        _ if n > 0 => Answer {
+            id: row.id,
+            seq: row.seq,
+            ts: row.ts,
+            ..answer
+        },
         _ => answer,
     }
 }
 
 /// The state after an accepted send.
 pub fn accept(before: &Before, send: &Send, answer: &Answer) -> (HeadState, SenderState) {
-    let head = HeadState { seq: answer.seq, ts: answer.ts, ..before.head };
-    let sender = SenderState { grant: send.grant, counter: send.counter, id: send.id, seq: answer.seq, ts: answer.ts };
+    let head = HeadState {
+        seq: answer.seq,
+        ts: answer.ts,
+        ..before.head
+    };
+    let sender = SenderState {
+        grant: send.grant,
+        counter: send.counter,
+        id: send.id,
+        seq: answer.seq,
+        ts: answer.ts,
+    };
     (head, sender)
 }
 
@@ -151,7 +188,13 @@ pub fn decide_membership(head: &HeadState, change: &Membership) -> Verdict {
 }
 
 /// The head after an accepted change that made `joined` users members and `left` users none.
-pub fn accept_membership(head: &HeadState, change: &Membership, appended: Micros, joined: u32, left: u32) -> HeadState {
+pub fn accept_membership(
+    head: &HeadState,
+    change: &Membership,
+    appended: Micros,
+    joined: u32,
+    left: u32,
+) -> HeadState {
     HeadState {
         seq: head.seq + 1,
         ts: log_time(appended, head),
@@ -166,10 +209,24 @@ pub fn accept_membership(head: &HeadState, change: &Membership, appended: Micros
 /// A change of what the user may do (write, only read, nothing) ends a grant and starts
 /// another; a change of role alone keeps it. Members of a channel see it from its start,
 /// others from their join.
-pub fn grant_after(before: &GrantState, change: &Membership, role: crate::record::Role, seq: Seq) -> GrantState {
+pub fn grant_after(
+    before: &GrantState,
+    change: &Membership,
+    role: crate::record::Role,
+    seq: Seq,
+) -> GrantState {
     use crate::record::{ConversationKind, Role};
     if role == Role::None {
-        return GrantState { grant: 0, role, visible_to: if before.role == Role::None { before.visible_to } else { seq }, ..*before };
+        return GrantState {
+            grant: 0,
+            role,
+            visible_to: if before.role == Role::None {
+                before.visible_to
+            } else {
+                seq
+            },
+            ..*before
+        };
     }
     let joins = before.role == Role::None;
     let keeps = !joins && before.role.may_write() == role.may_write();

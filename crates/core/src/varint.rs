@@ -95,7 +95,9 @@ impl<'a> Reader<'a> {
     /// The next 8 bytes as a little-endian number.
     pub fn fixed64(&mut self) -> Result<u64, Malformed> {
         let bytes = self.take(8)?;
-        Ok(u64::from_le_bytes(bytes.try_into().expect("take(8) gives 8 bytes")))
+        Ok(u64::from_le_bytes(
+            bytes.try_into().expect("take(8) gives 8 bytes"),
+        ))
     }
 
     /// The next bytes written by [`put_bytes`].

@@ -1,3 +1,14 @@
 //! What the `tidings` binary is made of: configuration, accounts, the HTTP API, the start and the end.
 
+pub mod admin;
 pub mod auth;
+pub mod config;
+pub mod embedded;
+pub mod http;
+pub mod metrics;
+pub mod offline;
+pub mod relay;
+pub mod routed;
+pub mod routing;
+pub mod serve;
+pub mod system;

@@ -1,2 +1,153 @@
-//! The tidings server.
-fn main() {}
+//! `tidings`: the server, and its operator's commands.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use tidings::config::{self, Flags, Loaded};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Messages that arrive: a chat server. Without a command it serves, with everything embedded.
+#[derive(Parser)]
+#[command(name = "tidings", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Settings: flags win over the environment (TIDINGS_SECTION__KEY), that over the file, that over defaults.
+#[derive(Args, Clone)]
+struct SettingsArgs {
+    /// Configuration file [default: tidings.toml in the working folder, if there is one]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Folder of durable data (data.dir) [default: data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Address and port of page, API and WebSocket (server.listen) [default: 127.0.0.1:8080]
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Address and port of health and metrics (admin.listen) [default: 127.0.0.1:9464]
+    #[arg(long, value_name = "ADDRESS")]
+    admin_listen: Option<String>,
+    /// Any other setting, e.g. --set limits.sends_per_second=50; `tidings config` lists them
+    #[arg(long = "set", value_name = "NAME=VALUE")]
+    set: Vec<String>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve (what happens without a command, too)
+    Serve(SettingsArgs),
+    /// Print the effective settings and where each came from
+    Config(SettingsArgs),
+    /// Make an API key for a server of yours; it is printed once
+    ApiKey(ApiKey),
+    /// Store what the log holds, trim and merge the files of a server that doesn't run, and print their sizes
+    Compact(SettingsArgs),
+}
+
+#[derive(Args)]
+struct ApiKey {
+    #[command(subcommand)]
+    what: ApiKeyCommand,
+}
+
+#[derive(Subcommand)]
+enum ApiKeyCommand {
+    /// Make a key
+    Create {
+        /// What it is for
+        name: String,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+}
+
+impl SettingsArgs {
+    fn load(self) -> anyhow::Result<Loaded> {
+        let mut values = Vec::new();
+        for (flag, name, value) in [
+            ("--data", "data.dir", self.data),
+            ("--listen", "server.listen", self.listen),
+            ("--admin-listen", "admin.listen", self.admin_listen),
+        ] {
+            values.extend(value.map(|value| (name.to_owned(), value, flag.to_owned())));
+        }
+        for set in self.set {
+            let Some((name, value)) = set.split_once('=') else {
+                anyhow::bail!("--set {set}: write it as NAME=VALUE");
+            };
+            values.push((name.trim().to_owned(), value.to_owned(), "--set".to_owned()));
+        }
+        Ok(config::load(
+            &Flags {
+                file: self.config,
+                values,
+            },
+            std::env::vars(),
+        )?)
+    }
+}
+
+fn logging() {
+    use std::io::IsTerminal;
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new("info,refinery_core=warn"));
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
+    if std::io::stderr().is_terminal() {
+        builder.init()
+    } else {
+        builder.json().init()
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command.unwrap_or(Command::Serve(cli.settings)) {
+        Command::Serve(settings) => {
+            let loaded = settings.load()?;
+            logging();
+            tidings::serve::run(&loaded.config)?;
+        }
+        Command::Config(settings) => print!("{}", settings.load()?),
+        Command::ApiKey(ApiKey {
+            what: ApiKeyCommand::Create { name, settings },
+        }) => {
+            println!(
+                "{}",
+                tidings::offline::create_api_key(&settings.load()?.config, &name)?
+            );
+        }
+        Command::Compact(settings) => {
+            logging();
+            let sizes = tidings::offline::compact(&settings.load()?.config)?;
+            println!("log        {:>12} bytes", sizes.log);
+            println!("store      {:>12} bytes", sizes.store);
+            println!("directory  {:>12} bytes", sizes.directory);
+            println!("blobs      {:>12} bytes", sizes.blobs);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("tidings: {error:#}");
+            // EX_CONFIG of sysexits(3) for settings, EX_UNAVAILABLE for the rest.
+            ExitCode::from(if error.is::<config::ConfigError>() {
+                78
+            } else {
+                69
+            })
+        }
+    }
+}

@@ -27,7 +27,11 @@ const BATCH: usize = 256;
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Carries changes until `stop` says so.
-pub async fn run(directory: Arc<dyn Directory>, log: Arc<dyn Log>, mut stop: watch::Receiver<bool>) {
+pub async fn run(
+    directory: Arc<dyn Directory>,
+    log: Arc<dyn Log>,
+    mut stop: watch::Receiver<bool>,
+) {
     let mut sent: HashMap<(ConversationId, u64), Instant> = HashMap::new();
     loop {
         let pending = match directory.outbox_pending(BATCH).await {
@@ -42,11 +46,18 @@ pub async fn run(directory: Arc<dyn Directory>, log: Arc<dyn Log>, mut stop: wat
         };
         let now = Instant::now();
         sent.retain(|_, at| now.duration_since(*at) < AGAIN_AFTER);
-        let due: Vec<_> = pending.iter().filter(|e| !sent.contains_key(&(e.conversation, e.change.version))).collect();
+        let due: Vec<_> = pending
+            .iter()
+            .filter(|e| !sent.contains_key(&(e.conversation, e.change.version)))
+            .collect();
         if due.is_empty() {
             // Everything that waits is on its way, or nothing waits.
             let wait = async {
-                if pending.is_empty() { directory.outbox_wait().await } else { tokio::time::sleep(Duration::from_millis(20)).await }
+                if pending.is_empty() {
+                    directory.outbox_wait().await
+                } else {
+                    tokio::time::sleep(Duration::from_millis(20)).await
+                }
             };
             tokio::select! {
                 () = wait => continue,
@@ -58,8 +69,15 @@ pub async fn run(directory: Arc<dyn Directory>, log: Arc<dyn Log>, mut stop: wat
         for entry in due {
             sent.insert((entry.conversation, entry.change.version), now);
             let mut payload = Vec::new();
-            Record { conversation: entry.conversation, content: Content::Membership(entry.change.clone()) }.encode(&mut payload);
-            appends.push(Append { conversation: entry.conversation, payload: Bytes::from(payload) });
+            Record {
+                conversation: entry.conversation,
+                content: Content::Membership(entry.change.clone()),
+            }
+            .encode(&mut payload);
+            appends.push(Append {
+                conversation: entry.conversation,
+                payload: Bytes::from(payload),
+            });
         }
         let (report, appended) = tokio::sync::oneshot::channel();
         log.append(appends, Box::new(move |result| _ = report.send(result)));

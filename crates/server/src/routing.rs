@@ -49,7 +49,7 @@ pub struct Parts {
 
 /// Messages of gateways, as the routing thread takes them.
 pub trait Requests: Send {
-    /// Waits until there is at least one, then moves all into `into`.
+    /// Waits until there is at least one, then moves all into `into`; dropping it loses nothing.
     fn receive<'a>(&'a mut self, into: &'a mut Vec<(GatewayId, ToRouter)>) -> BoxFuture<'a, ()>;
 }
 
@@ -68,7 +68,10 @@ pub struct Gauge {
 impl Gauge {
     /// The router's counters, at most one turn old.
     pub fn counters(&self) -> Counters {
-        *self.counters.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        *self
+            .counters
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 }
 
@@ -106,7 +109,9 @@ pub async fn run(
     loop {
         if reading.is_none() && router.wants_records() {
             let (log, from) = (parts.log.clone(), router.next_position());
-            reading = Some(Box::pin(async move { log.read(partition, from, READ_BYTES_MAX).await }));
+            reading = Some(Box::pin(async move {
+                log.read(partition, from, READ_BYTES_MAX).await
+            }));
         }
         tokio::select! {
             biased;
@@ -131,10 +136,23 @@ pub async fn run(
 }
 
 fn show(router: &Router, gauge: &Gauge, parts: &Parts, partition: Partition) {
-    *gauge.counters.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = router.counters;
+    *gauge
+        .counters
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner()) = router.counters;
     let routed = router.next_position().offset;
     gauge.routed.store(routed, Ordering::Relaxed);
-    gauge.backlog_records.store(parts.log.end(partition).offset.saturating_sub(router.settled_position().offset), Ordering::Relaxed);
+    gauge
+        .settled
+        .store(router.settled_position().offset, Ordering::Relaxed);
+    gauge.backlog_records.store(
+        parts
+            .log
+            .end(partition)
+            .offset
+            .saturating_sub(router.settled_position().offset),
+        Ordering::Relaxed,
+    );
 }
 
 fn apply(router: &mut Router, input: Input, parts: &Parts) {
@@ -152,7 +170,12 @@ fn apply(router: &mut Router, input: Input, parts: &Parts) {
 }
 
 /// Performs effects until there are none; what doesn't answer at once becomes a task.
-fn perform(router: &mut Router, partition: Partition, parts: &Parts, tasks: &mut FuturesUnordered<BoxFuture<'static, Input>>) {
+fn perform(
+    router: &mut Router,
+    partition: Partition,
+    parts: &Parts,
+    tasks: &mut FuturesUnordered<BoxFuture<'static, Input>>,
+) {
     loop {
         let effects: Vec<Effect> = router.effects().collect();
         if effects.is_empty() {
@@ -171,7 +194,11 @@ fn perform(router: &mut Router, partition: Partition, parts: &Parts, tasks: &mut
                     continue;
                 }
                 Effect::DeadLetter { position, payload } => {
-                    tracing::error!(?position, bytes = payload.len(), "a record can't be read and is set aside");
+                    tracing::error!(
+                        ?position,
+                        bytes = payload.len(),
+                        "a record can't be read and is set aside"
+                    );
                     continue;
                 }
                 effect => call(effect, partition, parts),
@@ -183,7 +210,10 @@ fn perform(router: &mut Router, partition: Partition, parts: &Parts, tasks: &mut
     }
 }
 
-fn now_or_later(mut call: BoxFuture<'static, Input>, tasks: &mut FuturesUnordered<BoxFuture<'static, Input>>) -> Option<Input> {
+fn now_or_later(
+    mut call: BoxFuture<'static, Input>,
+    tasks: &mut FuturesUnordered<BoxFuture<'static, Input>>,
+) -> Option<Input> {
     match Pin::new(&mut call).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(input) => Some(input),
         Poll::Pending => {
@@ -211,12 +241,22 @@ async fn within<T>(what: &'static str, call: impl Future<Output = StoreResult<T>
 fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'static, Input> {
     let store = parts.store.clone();
     match effect {
-        Effect::PutEvents { flight, rows } => {
-            Box::pin(async move { Input::EventsStored(flight, within("put events", store.put_events(partition, rows)).await.is_some()) })
-        }
-        Effect::PutState { flight, rows } => {
-            Box::pin(async move { Input::StateStored(flight, within("put state", store.put_state(partition, rows)).await.is_some()) })
-        }
+        Effect::PutEvents { flight, rows } => Box::pin(async move {
+            Input::EventsStored(
+                flight,
+                within("put events", store.put_events(partition, rows))
+                    .await
+                    .is_some(),
+            )
+        }),
+        Effect::PutState { flight, rows } => Box::pin(async move {
+            Input::StateStored(
+                flight,
+                within("put state", store.put_state(partition, rows))
+                    .await
+                    .is_some(),
+            )
+        }),
         Effect::PutCursors(rows) => Box::pin(async move {
             match within("put cursors", store.put_cursors(partition, rows.clone())).await {
                 Some(()) => Input::Done,
@@ -235,26 +275,59 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
                 Input::Done
             })
         }
-        Effect::ReadState { load, conversation, keys } => {
-            Box::pin(async move { Input::StateRead(load, within("read state", store.read_state(conversation, keys)).await) })
-        }
-        Effect::ReadSince { load, conversation, from } => {
-            Box::pin(async move { Input::SinceRead(load, within("read since", store.read_events_since(conversation, from)).await) })
-        }
-        Effect::ReadEvents { load, conversation, seqs } => Box::pin(async move {
+        Effect::ReadState {
+            load,
+            conversation,
+            keys,
+        } => Box::pin(async move {
+            Input::StateRead(
+                load,
+                within("read state", store.read_state(conversation, keys)).await,
+            )
+        }),
+        Effect::ReadSince {
+            load,
+            conversation,
+            from,
+        } => Box::pin(async move {
+            Input::SinceRead(
+                load,
+                within("read since", store.read_events_since(conversation, from)).await,
+            )
+        }),
+        Effect::ReadEvents {
+            load,
+            conversation,
+            seqs,
+        } => Box::pin(async move {
             let mut found = Vec::with_capacity(seqs.len());
             for seq in seqs {
-                match within("read event", store.read_events(conversation, seq, seq, usize::MAX)).await {
+                match within(
+                    "read event",
+                    store.read_events(conversation, seq, seq, usize::MAX),
+                )
+                .await
+                {
                     Some(rows) => found.extend(rows),
                     None => return Input::EventsRead(load, None),
                 }
             }
             Input::EventsRead(load, Some(found))
         }),
-        Effect::ReadCursors { load, conversation, users } => {
-            Box::pin(async move { Input::CursorsRead(load, within("read cursors", store.read_cursors(conversation, users)).await) })
-        }
-        Effect::Relayed { conversation, version } => {
+        Effect::ReadCursors {
+            load,
+            conversation,
+            users,
+        } => Box::pin(async move {
+            Input::CursorsRead(
+                load,
+                within("read cursors", store.read_cursors(conversation, users)).await,
+            )
+        }),
+        Effect::Relayed {
+            conversation,
+            version,
+        } => {
             let directory = parts.directory.clone();
             Box::pin(async move {
                 // Not heard by the directory: the relay sends it again, and it is answered as a duplicate.
@@ -264,6 +337,8 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
                 Input::Done
             })
         }
-        Effect::Send { .. } | Effect::Broadcast(_) | Effect::DeadLetter { .. } => unreachable!("performed by the caller"),
+        Effect::Send { .. } | Effect::Broadcast(_) | Effect::DeadLetter { .. } => {
+            unreachable!("performed by the caller")
+        }
     }
 }

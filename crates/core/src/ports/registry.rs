@@ -71,19 +71,36 @@ pub trait Registry: Send + Sync {
     fn put_session(&self, entry: SessionEntry) -> BoxFuture<'_, Result<(), RegistryError>>;
 
     /// Removes exactly this session; `at` becomes the user's last-seen when it was the last one.
-    fn remove_session(&self, user: UserId, session: SessionId, at: Micros) -> BoxFuture<'_, Result<(), RegistryError>>;
+    fn remove_session(
+        &self,
+        user: UserId,
+        session: SessionId,
+        at: Micros,
+    ) -> BoxFuture<'_, Result<(), RegistryError>>;
 
     /// All live sessions of a user.
     fn sessions_of(&self, user: UserId) -> BoxFuture<'_, Result<Vec<SessionEntry>, RegistryError>>;
 
     /// Says that a session is online or away.
-    fn set_presence(&self, user: UserId, session: SessionId, state: Presence) -> BoxFuture<'_, Result<(), RegistryError>>;
+    fn set_presence(
+        &self,
+        user: UserId,
+        session: SessionId,
+        state: Presence,
+    ) -> BoxFuture<'_, Result<(), RegistryError>>;
 
     /// The presence of these users, in the order asked.
-    fn presence(&self, users: Vec<UserId>) -> BoxFuture<'_, Result<Vec<UserPresence>, RegistryError>>;
+    fn presence(
+        &self,
+        users: Vec<UserId>,
+    ) -> BoxFuture<'_, Result<Vec<UserPresence>, RegistryError>>;
 
     /// Which users' changes a gateway wants; replaces what it said before.
-    fn watch(&self, gateway: GatewayId, users: Vec<UserId>) -> BoxFuture<'_, Result<(), RegistryError>>;
+    fn watch(
+        &self,
+        gateway: GatewayId,
+        users: Vec<UserId>,
+    ) -> BoxFuture<'_, Result<(), RegistryError>>;
 
     /// The watched users that changed since the last call, for each watching gateway. Called
     /// about once a second, so that a storm of changes costs one frame a user and second.
@@ -96,5 +113,9 @@ pub trait Registry: Send + Sync {
     fn clear_mark(&self, mark: Mark) -> BoxFuture<'_, Result<(), RegistryError>>;
 
     /// All marks of a user, at most `limit`, in no order.
-    fn marks_of(&self, user: UserId, limit: usize) -> BoxFuture<'_, Result<Vec<Mark>, RegistryError>>;
+    fn marks_of(
+        &self,
+        user: UserId,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Mark>, RegistryError>>;
 }

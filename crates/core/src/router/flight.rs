@@ -95,11 +95,6 @@ impl Flights {
         self.bytes
     }
 
-    /// How many flights haven't landed.
-    pub fn len(&self) -> usize {
-        self.flying.len()
-    }
-
     /// Sends off what was gathered.
     pub fn launch(&mut self, now: Micros) -> Option<(u64, Vec<EventRow>)> {
         let mut flight = self.gathering.take()?;
@@ -213,11 +208,6 @@ impl Flights {
             .chain(&self.gathering)
             .map(|f| f.low)
             .min()
-    }
-
-    /// When the oldest flight was launched: the age of the backlog.
-    pub fn oldest(&self) -> Option<Micros> {
-        self.flying.front().map(|f| f.launched)
     }
 }
 

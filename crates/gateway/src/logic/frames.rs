@@ -6,7 +6,8 @@ use tidings_core::record;
 use tidings_core::rows::{EventRow, MembersBody};
 use tidings_protocol::wire::{self, Update, update};
 use tidings_protocol::{
-    EventRef, Format, Page, encode_event, encode_page_event, encode_update, frame,
+    EventRef, Format, Page, encode_event, encode_history_page, encode_page_event, encode_update,
+    frame,
 };
 
 use crate::ws::{FrameBuilder, Opcode};
@@ -192,10 +193,10 @@ pub fn history_page(format: Format, page: wire::HistoryPage, rows: &[EventRow]) 
     let mut events = Vec::new();
     for row in rows {
         with_event(row, |event| {
-            tidings_protocol::encode_page_event(format, tidings_protocol::Page::History, event, &mut events);
+            encode_page_event(format, Page::History, event, &mut events);
         });
     }
-    let mut item = Vec::new();
-    tidings_protocol::encode_history_page(format, 0, page, &events, &mut item);
+    let mut item = Vec::with_capacity(events.len() + 128);
+    encode_history_page(format, 0, page, &events, &mut item);
     item
 }

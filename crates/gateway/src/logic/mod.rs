@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidings_core::ids::{ConversationId, Micros, SessionId, UserId};
+use tidings_core::ids::{ConversationId, Micros, Seq, SessionId, UserId};
 use tidings_core::ports::peers::{Handed, ToGateway, ToRouter};
 use tidings_core::rows::CursorRow;
 use tidings_protocol::wire::{self, update};
@@ -88,6 +88,12 @@ pub struct GatewayCore {
     orphans: Vec<Held>,
     /// Conversations that lost their last session here; the routers are told with the next tick.
     closes: Vec<ConversationId>,
+    /// Requests of routers how conversations stand that aren't answered.
+    opens: usize,
+    /// Meanwhile: the highest seqs of conversations that aren't here (yet).
+    early: HashMap<ConversationId, Seq>,
+    /// The highest seqs of which authors were told lately that they wait.
+    delays_told: HashMap<ConversationId, Seq>,
     /// Conversations with something missing that a tick tries to read again.
     gaps: Vec<ConversationId>,
     /// The number of the last digest.
@@ -125,6 +131,9 @@ impl GatewayCore {
             handed: Vec::new(),
             orphans: Vec::new(),
             closes: Vec::new(),
+            opens: 0,
+            early: HashMap::new(),
+            delays_told: HashMap::new(),
             gaps: Vec::new(),
             digest: 0,
             watchers: HashMap::new(),

@@ -111,16 +111,26 @@ const NOT_SETTINGS: [&str; 1] = ["TIDINGS_CONFIG"];
 ///
 /// # Errors
 /// The first setting that is unknown or doesn't fit; nothing is changed by it.
-pub fn load(flags: &Flags, environment: impl IntoIterator<Item = (String, String)>) -> Result<Loaded, ConfigError> {
+pub fn load(
+    flags: &Flags,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Loaded, ConfigError> {
     let defaults = Table::try_from(Config::default()).expect("the defaults are plain values");
     let mut values = BTreeMap::new();
     flatten("", &defaults, &mut values, &|_, _| false);
     let known: Vec<String> = values.keys().cloned().collect();
-    let mut origins: BTreeMap<String, Origin> = known.iter().map(|name| (name.clone(), Origin::Default)).collect();
+    let mut origins: BTreeMap<String, Origin> = known
+        .iter()
+        .map(|name| (name.clone(), Origin::Default))
+        .collect();
     let mut put = |name: String, value: Value, origin: Origin| -> Result<(), ConfigError> {
         if !known.contains(&name) {
             let nearest = nearest(&name, &known);
-            return Err(ConfigError::Unknown { origin: origin.to_string(), name, nearest });
+            return Err(ConfigError::Unknown {
+                origin: origin.to_string(),
+                name,
+                nearest,
+            });
         }
         let value = fit(&values[&name], value).map_err(|reason| ConfigError::Invalid {
             origin: origin.to_string(),
@@ -132,11 +142,22 @@ pub fn load(flags: &Flags, environment: impl IntoIterator<Item = (String, String
         Ok(())
     };
 
-    let environment: Vec<(String, String)> = environment.into_iter().filter(|(name, _)| name.starts_with("TIDINGS_")).collect();
-    let named = flags.file.clone().or_else(|| environment.iter().find(|(name, _)| name == "TIDINGS_CONFIG").map(|(_, v)| v.into()));
-    if let Some(path) = named.or_else(|| Some(PathBuf::from("tidings.toml")).filter(|p| p.exists())) {
+    let environment: Vec<(String, String)> = environment
+        .into_iter()
+        .filter(|(name, _)| name.starts_with("TIDINGS_"))
+        .collect();
+    let named = flags.file.clone().or_else(|| {
+        environment
+            .iter()
+            .find(|(name, _)| name == "TIDINGS_CONFIG")
+            .map(|(_, v)| v.into())
+    });
+    if let Some(path) = named.or_else(|| Some(PathBuf::from("tidings.toml")).filter(|p| p.exists()))
+    {
         let mut found = BTreeMap::new();
-        flatten("", &read(&path)?, &mut found, &|name, _| known.iter().any(|k| k == name));
+        flatten("", &read(&path)?, &mut found, &|name, _| {
+            known.iter().any(|k| k == name)
+        });
         for (name, value) in found {
             put(name, value, Origin::File(path.clone()))?;
         }
@@ -145,34 +166,69 @@ pub fn load(flags: &Flags, environment: impl IntoIterator<Item = (String, String
         if NOT_SETTINGS.contains(&variable.as_str()) {
             continue;
         }
-        let name = variable["TIDINGS_".len()..].to_lowercase().replace("__", ".");
+        let name = variable["TIDINGS_".len()..]
+            .to_lowercase()
+            .replace("__", ".");
         put(name, Value::String(value), Origin::Environment(variable))?;
     }
     for (name, value, flag) in &flags.values {
-        put(name.clone(), Value::String(value.clone()), Origin::Flag(flag.clone()))?;
+        put(
+            name.clone(),
+            Value::String(value.clone()),
+            Origin::Flag(flag.clone()),
+        )?;
     }
 
     let config: Config = nest(&values).try_into().map_err(|error: toml::de::Error| {
         let name = error.message().to_owned();
-        ConfigError::Invalid { origin: "settings".into(), name: "value".into(), reason: name }
+        ConfigError::Invalid {
+            origin: "settings".into(),
+            name: "value".into(),
+            reason: name,
+        }
     })?;
     validate(&config).map_err(|(name, reason)| {
-        let origin = origins.get(&name).map_or("settings".to_owned(), Origin::to_string);
-        ConfigError::Invalid { origin, name, reason }
+        let origin = origins
+            .get(&name)
+            .map_or("settings".to_owned(), Origin::to_string);
+        ConfigError::Invalid {
+            origin,
+            name,
+            reason,
+        }
     })?;
-    Ok(Loaded { config, origins, values })
+    Ok(Loaded {
+        config,
+        origins,
+        values,
+    })
 }
 
 fn read(path: &Path) -> Result<Table, ConfigError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), reason: error.to_string() })?;
-    text.parse().map_err(|error: toml::de::Error| ConfigError::Syntax { path: path.to_owned(), reason: error.to_string() })
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+        path: path.to_owned(),
+        reason: error.to_string(),
+    })?;
+    text.parse()
+        .map_err(|error: toml::de::Error| ConfigError::Syntax {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })
 }
 
 /// Full names and values; a table that is itself a setting stays whole.
-fn flatten(prefix: &str, table: &Table, into: &mut BTreeMap<String, Value>, whole: &dyn Fn(&str, &Value) -> bool) {
+fn flatten(
+    prefix: &str,
+    table: &Table,
+    into: &mut BTreeMap<String, Value>,
+    whole: &dyn Fn(&str, &Value) -> bool,
+) {
     for (key, value) in table {
-        let name = if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") };
+        let name = if prefix.is_empty() {
+            key.clone()
+        } else {
+            format!("{prefix}.{key}")
+        };
         match value {
             Value::Table(inner) if !whole(&name, value) => flatten(&name, inner, into, whole),
             _ => _ = into.insert(name, value.clone()),
@@ -184,7 +240,9 @@ fn nest(values: &BTreeMap<String, Value>) -> Table {
     let mut root = Table::new();
     for (name, value) in values {
         let (section, key) = name.split_once('.').expect("every setting is in a section");
-        let table = root.entry(section).or_insert_with(|| Value::Table(Table::new()));
+        let table = root
+            .entry(section)
+            .or_insert_with(|| Value::Table(Table::new()));
         if let Value::Table(table) = table {
             table.insert(key.to_owned(), value.clone());
         }
@@ -195,27 +253,51 @@ fn nest(values: &BTreeMap<String, Value>) -> Table {
 /// The value in the type of the setting it is for; text from the environment and flags is parsed.
 fn fit(like: &Value, value: Value) -> Result<Value, String> {
     match (like, value) {
-        (Value::Integer(_), Value::String(text)) => {
-            text.trim().parse().map(Value::Integer).map_err(|_| format!("\"{text}\" is not a whole number"))
-        }
-        (Value::Boolean(_), Value::String(text)) => {
-            text.trim().parse().map(Value::Boolean).map_err(|_| format!("\"{text}\" is not true or false"))
-        }
+        (Value::Integer(_), Value::String(text)) => text
+            .trim()
+            .parse()
+            .map(Value::Integer)
+            .map_err(|_| format!("\"{text}\" is not a whole number")),
+        (Value::Boolean(_), Value::String(text)) => text
+            .trim()
+            .parse()
+            .map(Value::Boolean)
+            .map_err(|_| format!("\"{text}\" is not true or false")),
         (Value::Array(_), Value::String(text)) => {
             if text.trim_start().starts_with('[') {
-                let table: Table = format!("v = {text}").parse().map_err(|_| format!("\"{text}\" is not a TOML array"))?;
+                let table: Table = format!("v = {text}")
+                    .parse()
+                    .map_err(|_| format!("\"{text}\" is not a TOML array"))?;
                 return Ok(table["v"].clone());
             }
-            Ok(Value::Array(text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(|t| Value::String(t.to_owned())).collect()))
+            Ok(Value::Array(
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|t| !t.is_empty())
+                    .map(|t| Value::String(t.to_owned()))
+                    .collect(),
+            ))
         }
         (like, value) if like.same_type(&value) => Ok(value),
-        (like, value) => Err(format!("{value} is of type {}, not {}", value.type_str(), like.type_str())),
+        (like, value) => Err(format!(
+            "{value} is of type {}, not {}",
+            value.type_str(),
+            like.type_str()
+        )),
     }
 }
 
 /// The valid name most like this one, if any is near enough to be a slip.
 fn nearest(name: &str, known: &[String]) -> Option<String> {
     let last = |n: &str| n.rsplit('.').next().unwrap_or(n).to_owned();
-    let distance = |k: &String| strsim::damerau_levenshtein(name, k).min(strsim::damerau_levenshtein(&last(name), &last(k)) + 1);
-    known.iter().map(|k| (distance(k), k)).min().filter(|(d, _)| *d <= name.len().max(6) / 2).map(|(_, k)| k.clone())
+    let distance = |k: &String| {
+        strsim::damerau_levenshtein(name, k)
+            .min(strsim::damerau_levenshtein(&last(name), &last(k)) + 1)
+    };
+    known
+        .iter()
+        .map(|k| (distance(k), k))
+        .min()
+        .filter(|(d, _)| *d <= name.len().max(6) / 2)
+        .map(|(_, k)| k.clone())
 }

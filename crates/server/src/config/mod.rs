@@ -85,7 +85,9 @@ pub struct Admin {
 
 impl Default for Admin {
     fn default() -> Admin {
-        Admin { listen: SocketAddr::from(([127, 0, 0, 1], 9464)) }
+        Admin {
+            listen: SocketAddr::from(([127, 0, 0, 1], 9464)),
+        }
     }
 }
 
@@ -99,7 +101,9 @@ pub struct Data {
 
 impl Default for Data {
     fn default() -> Data {
-        Data { dir: PathBuf::from("data") }
+        Data {
+            dir: PathBuf::from("data"),
+        }
     }
 }
 
@@ -148,7 +152,12 @@ pub struct Auth {
 
 impl Default for Auth {
     fn default() -> Auth {
-        Auth { sign_up: SignUp::Loopback, access_minutes: 15, refresh_days: 30, keys: Vec::new() }
+        Auth {
+            sign_up: SignUp::Loopback,
+            access_minutes: 15,
+            refresh_days: 30,
+            keys: Vec::new(),
+        }
     }
 }
 
@@ -198,7 +207,10 @@ pub struct LogSettings {
 
 impl Default for LogSettings {
     fn default() -> LogSettings {
-        LogSettings { segment_bytes: 64 << 20, queue_bytes: 64 << 20 }
+        LogSettings {
+            segment_bytes: 64 << 20,
+            queue_bytes: 64 << 20,
+        }
     }
 }
 
@@ -214,42 +226,96 @@ pub struct StoreSettings {
 
 impl Default for StoreSettings {
     fn default() -> StoreSettings {
-        StoreSettings { memtable_bytes: 16 << 20, cache_bytes: 8 << 20 }
+        StoreSettings {
+            memtable_bytes: 16 << 20,
+            cache_bytes: 8 << 20,
+        }
     }
 }
 
 /// Checks that single values can't: what contradicts itself or lies outside its range.
 fn validate(config: &Config) -> Result<(), (String, String)> {
     let range = |key: &str, value: u64, from: u64, to: u64| {
-        if (from..=to).contains(&value) { Ok(()) } else { Err((key.to_owned(), format!("{value} is not in {from} to {to}"))) }
+        if (from..=to).contains(&value) {
+            Ok(())
+        } else {
+            Err((key.to_owned(), format!("{value} is not in {from} to {to}")))
+        }
     };
     range("server.heartbeat_s", config.server.heartbeat_s, 5, 60)?;
-    range("server.drain_spread_s", config.server.drain_spread_s, 0, 600)?;
+    range(
+        "server.drain_spread_s",
+        config.server.drain_spread_s,
+        0,
+        600,
+    )?;
     range("server.workers", config.server.workers as u64, 0, 256)?;
-    range("server.connections_max", config.server.connections_max as u64, 1, 10_000_000)?;
+    range(
+        "server.connections_max",
+        config.server.connections_max as u64,
+        1,
+        10_000_000,
+    )?;
     range("auth.access_minutes", config.auth.access_minutes, 1, 60)?;
     range("auth.refresh_days", config.auth.refresh_days, 1, 365)?;
-    range("limits.session_queue_bytes", config.limits.session_queue_bytes as u64, 16 << 10, 16 << 20)?;
-    range("log.segment_bytes", config.log.segment_bytes, 1 << 20, 1 << 32)?;
-    range("log.queue_bytes", config.log.queue_bytes as u64, 1 << 20, 1 << 32)?;
-    range("store.memtable_bytes", config.store.memtable_bytes as u64, 1 << 20, 1 << 31)?;
-    range("store.cache_bytes", config.store.cache_bytes as u64, 1 << 20, 1 << 34)?;
+    range(
+        "limits.session_queue_bytes",
+        config.limits.session_queue_bytes as u64,
+        16 << 10,
+        16 << 20,
+    )?;
+    range(
+        "log.segment_bytes",
+        config.log.segment_bytes,
+        1 << 20,
+        1 << 32,
+    )?;
+    range(
+        "log.queue_bytes",
+        config.log.queue_bytes as u64,
+        1 << 20,
+        1 << 32,
+    )?;
+    range(
+        "store.memtable_bytes",
+        config.store.memtable_bytes as u64,
+        1 << 20,
+        1 << 31,
+    )?;
+    range(
+        "store.cache_bytes",
+        config.store.cache_bytes as u64,
+        1 << 20,
+        1 << 34,
+    )?;
     let mut kids = BTreeMap::new();
     for key in &config.auth.keys {
         if kids.insert(&key.kid, ()).is_some() {
-            return Err(("auth.keys".into(), format!("kid \"{}\" stands twice", key.kid)));
+            return Err((
+                "auth.keys".into(),
+                format!("kid \"{}\" stands twice", key.kid),
+            ));
         }
         if !["EdDSA", "RS256"].contains(&key.algorithm.as_str()) {
-            return Err(("auth.keys".into(), format!("algorithm \"{}\" is not EdDSA or RS256", key.algorithm)));
+            return Err((
+                "auth.keys".into(),
+                format!("algorithm \"{}\" is not EdDSA or RS256", key.algorithm),
+            ));
         }
     }
     let tls = &config.server;
     if !tls.listen_tls.is_empty() {
         if tls.listen_tls.parse::<SocketAddr>().is_err() {
-            return Err(("server.listen_tls".into(), format!("\"{}\" is not an address and port", tls.listen_tls)));
+            return Err((
+                "server.listen_tls".into(),
+                format!("\"{}\" is not an address and port", tls.listen_tls),
+            ));
         }
         if tls.tls_certificate.is_empty() || tls.tls_key.is_empty() {
-            return Err(("server.listen_tls".into(), "needs server.tls_certificate and server.tls_key".into()));
+            return Err((
+                "server.listen_tls".into(),
+                "needs server.tls_certificate and server.tls_key".into(),
+            ));
         }
     }
     Ok(())

@@ -1,0 +1,386 @@
+//! What `/metrics` shows: figures gathered elsewhere, under their names.
+//!
+//! Nothing is counted here. Workers, router, log and store keep their own figures where they
+//! are cheap to keep, each written by one thread; a scrape reads and adds them up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::ConstCounter;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
+use tidings_backends::{file_log, lsm};
+use tidings_core::in_process::PeerCounts;
+use tidings_gateway::logic::{GatewayMetrics, LATENCY_BOUNDS};
+use tidings_gateway::worker::{Pool, Stats};
+use tidings_protocol::{CloseCode, ErrorCode};
+
+use crate::routing::Gauge;
+
+/// Where the figures come from.
+#[derive(Clone)]
+pub struct Sources {
+    /// Of each gateway worker.
+    pub gateways: Vec<Arc<GatewayMetrics>>,
+    /// Of each worker's sockets.
+    pub sockets: Vec<Arc<Stats>>,
+    /// All connections.
+    pub pool: Arc<Pool>,
+    /// The router's.
+    pub router: Arc<Gauge>,
+    /// Messages dropped between them.
+    pub peers: Arc<PeerCounts>,
+    /// The log's.
+    pub log: Arc<file_log::Metrics>,
+    /// The store's.
+    pub store: Arc<lsm::LsmStore>,
+}
+
+/// The text of a scrape, in the OpenMetrics format.
+pub struct Scrape(Registry);
+
+impl Scrape {
+    /// A scrape of these sources.
+    pub fn new(sources: Sources) -> Scrape {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(Figures(sources)));
+        Scrape(registry)
+    }
+
+    /// The present figures.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Writing into a string fails only if a figure's own encoding does.
+        prometheus_client::encoding::text::encode(&mut text, &self.0).unwrap_or_default();
+        text
+    }
+}
+
+struct Figures(Sources);
+
+impl std::fmt::Debug for Figures {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Figures")
+    }
+}
+
+struct Page<'a>(DescriptorEncoder<'a>);
+
+impl Page<'_> {
+    /// A counter; `_total` is added to its name.
+    fn counter(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
+        let counter = ConstCounter::new(value);
+        counter.encode(
+            self.0
+                .encode_descriptor(name, help, None, MetricType::Counter)?,
+        )
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl Iterator<Item = (String, u64)>,
+    ) -> std::fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Counter)?;
+        for (of, value) in values {
+            ConstCounter::new(value).encode(family.encode_family(&[(label, of.as_str())])?)?;
+        }
+        Ok(())
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: i64) -> std::fmt::Result {
+        let gauge = ConstGauge::new(value);
+        gauge.encode(
+            self.0
+                .encode_descriptor(name, help, None, MetricType::Gauge)?,
+        )
+    }
+}
+
+impl Collector for Figures {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let page = &mut Page(encoder);
+        self.connections(page)?;
+        self.messages(page)?;
+        self.latency(page)?;
+        self.storage(page)
+    }
+}
+
+impl Figures {
+    fn sum(&self, of: impl Fn(&GatewayMetrics) -> &AtomicU64) -> u64 {
+        self.0
+            .gateways
+            .iter()
+            .map(|g| of(g).load(Ordering::Relaxed))
+            .sum()
+    }
+
+    fn level(&self, of: impl Fn(&GatewayMetrics) -> &AtomicI64) -> i64 {
+        self.0
+            .gateways
+            .iter()
+            .map(|g| of(g).load(Ordering::Relaxed))
+            .sum()
+    }
+
+    fn socket(&self, of: impl Fn(&Stats) -> &AtomicU64) -> u64 {
+        self.0
+            .sockets
+            .iter()
+            .map(|s| of(s).load(Ordering::Relaxed))
+            .sum()
+    }
+
+    fn connections(&self, page: &mut Page<'_>) -> std::fmt::Result {
+        let refused = self.socket(|s| &s.refused);
+        page.gauge(
+            "chat_connections_active",
+            "Open WebSocket connections.",
+            self.0.pool.connections() as i64,
+        )?;
+        page.counter(
+            "chat_connection_attempts",
+            "Connections accepted or refused.",
+            self.socket(|s| &s.accepted) + refused,
+        )?;
+        let failures = refused + self.socket(|s| &s.handshake_failures) + self.sum(|g| &g.failures);
+        page.counter(
+            "chat_connection_failures",
+            "Connections that never became a session.",
+            failures,
+        )?;
+        page.gauge(
+            "chat_sessions_active",
+            "Sessions that signed in.",
+            self.level(|g| &g.sessions),
+        )?;
+        page.gauge(
+            "chat_sessions_stale",
+            "Sessions closed because nothing came for 5 minutes.",
+            self.sum(|g| &g.stale) as i64,
+        )?;
+        page.counter(
+            "chat_sessions_lagging",
+            "Times a session read too slowly and was sent to catch up.",
+            self.sum(|g| &g.lagging),
+        )?;
+        page.counter(
+            "chat_sessions_dead",
+            "Sessions that didn't confirm three times.",
+            self.sum(|g| &g.dead),
+        )?;
+        page.counter("chat_syncs", "Catch-ups answered.", self.sum(|g| &g.syncs))?;
+        page.counter(
+            "chat_syncs_incomplete",
+            "Catch-ups of which a part could not be had.",
+            self.sum(|g| &g.syncs_incomplete),
+        )?;
+        page.counter(
+            "chat_panics",
+            "Panics contained to their connection.",
+            self.socket(|s| &s.panics),
+        )?;
+        page.counter(
+            "chat_socket_writes",
+            "Write calls on sockets.",
+            self.socket(|s| &s.writes),
+        )?;
+        page.counter(
+            "chat_socket_sent_bytes",
+            "Bytes written to sockets.",
+            self.socket(|s| &s.bytes_out),
+        )?;
+        let closes = CloseCode::ALL.iter().map(|&code| {
+            (
+                code.code().to_string(),
+                self.0.gateways.iter().map(|g| g.closes(code)).sum(),
+            )
+        });
+        page.counters(
+            "chat_closes",
+            "Sessions closed by the server, by close code.",
+            "code",
+            closes,
+        )?;
+        let refusals = ErrorCode::ALL.iter().map(|&code| {
+            (
+                code.as_str().to_owned(),
+                self.0.gateways.iter().map(|g| g.refusals(code)).sum(),
+            )
+        });
+        page.counters(
+            "chat_refusals",
+            "Commands refused, by error code.",
+            "code",
+            refusals,
+        )
+    }
+
+    fn messages(&self, page: &mut Page<'_>) -> std::fmt::Result {
+        let router = self.0.router.counters();
+        let kinds = ["text", "json", "empty"];
+        let taken = kinds
+            .iter()
+            .enumerate()
+            .map(|(i, &kind)| (kind.to_owned(), self.sum(|g| &g.taken[i])));
+        page.counters(
+            "chat_messages_sent",
+            "Messages taken from clients and appended.",
+            "type",
+            taken,
+        )?;
+        page.counter(
+            "chat_messages_delivered",
+            "Events that every gateway concerned has handed on.",
+            router.delivered,
+        )?;
+        let failed = self.sum(|g| &g.failed) + router.undelivered;
+        page.counter(
+            "chat_messages_failed",
+            "Messages refused for good, or not handed on by some gateway.",
+            failed,
+        )?;
+        page.counter(
+            "chat_deliveries",
+            "Events put on sockets, one a session.",
+            self.sum(|g| &g.deliveries),
+        )?;
+        page.gauge(
+            "chat_pending_messages",
+            "Events pushed and not yet confirmed by a device.",
+            self.level(|g| &g.pending),
+        )?;
+        page.counter(
+            "chat_messages_duplicate",
+            "Sends answered as known.",
+            router.duplicates,
+        )?;
+        page.counter(
+            "chat_messages_conflicting",
+            "Repeats of a counter with another id.",
+            self.sum(|g| &g.conflicts),
+        )?;
+        page.counter(
+            "chat_verdicts_refused",
+            "Sends answered stale, over, gap or fork.",
+            router.refused,
+        )?;
+        page.counter(
+            "chat_dead_letters",
+            "Records that could not be read.",
+            router.dead_letters,
+        )?;
+        page.counter(
+            "chat_resends",
+            "Events pushed again because nobody confirmed them.",
+            self.sum(|g| &g.resent),
+        )?;
+        page.counter(
+            "chat_gaps",
+            "Holes noticed between router and gateway.",
+            self.sum(|g| &g.gaps),
+        )?;
+        page.counter(
+            "chat_digest_gaps",
+            "Digests of heads that a gateway missed.",
+            self.sum(|g| &g.digest_gaps),
+        )?;
+        let dropped = self.0.peers.to_gateway_dropped.load(Ordering::Relaxed)
+            + self.0.peers.to_router_dropped.load(Ordering::Relaxed);
+        page.counter(
+            "chat_peer_messages_dropped",
+            "Messages that didn't fit a queue between servers.",
+            dropped,
+        )
+    }
+
+    fn latency(&self, page: &mut Page<'_>) -> std::fmt::Result {
+        let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
+        let mut buckets: Vec<(f64, u64)> = LATENCY_BOUNDS
+            .iter()
+            .map(|&us| (us as f64 / 1e6, 0))
+            .collect();
+        buckets.push((f64::MAX, 0));
+        let mut sum = 0;
+        for gateway in &self.0.gateways {
+            sum += load(&gateway.latency.sum);
+            for (bucket, count) in buckets.iter_mut().zip(&gateway.latency.buckets) {
+                bucket.1 += load(count);
+            }
+        }
+        let count = buckets.iter().map(|b| b.1).sum();
+        let help = "Seconds from a send's arrival to its acknowledgement.";
+        let mut histogram =
+            page.0
+                .encode_descriptor("chat_message_latency", help, None, MetricType::Histogram)?;
+        histogram.encode_histogram::<NoLabelSet>(sum as f64 / 1e6, count, &buckets, None)
+    }
+
+    fn storage(&self, page: &mut Page<'_>) -> std::fmt::Result {
+        let (log, store, router) = (
+            self.0.log.figures(),
+            self.0.store.figures(),
+            self.0.router.counters(),
+        );
+        page.counter("chat_log_fsyncs", "Syncs of the log.", log.fsyncs)?;
+        page.counter("chat_log_records", "Records appended.", log.records)?;
+        page.counter(
+            "chat_log_appended_bytes",
+            "Bytes of records appended.",
+            log.bytes,
+        )?;
+        page.counter(
+            "chat_log_refused",
+            "Records refused: queue or disk full.",
+            log.refused + log.full,
+        )?;
+        page.gauge(
+            "chat_log_queue_records",
+            "Records waiting for the disk.",
+            log.queue_records as i64,
+        )?;
+        page.gauge(
+            "chat_log_retained_bytes",
+            "Bytes of the log's files.",
+            log.retained_bytes as i64,
+        )?;
+        page.gauge(
+            "chat_backlog_records",
+            "Records committed and not yet stored.",
+            self.0.router.backlog_records.load(Ordering::Relaxed) as i64,
+        )?;
+        page.gauge(
+            "chat_store_files_bytes",
+            "Bytes of the store's files.",
+            store.segment_bytes as i64,
+        )?;
+        page.gauge(
+            "chat_store_memory_bytes",
+            "Bytes of rows gathered in memory.",
+            store.unflushed_bytes as i64,
+        )?;
+        page.counter(
+            "chat_store_retries",
+            "Writes sent to the store again.",
+            router.store_retries,
+        )?;
+        page.counter(
+            "chat_cold_loads",
+            "Conversations read from the store.",
+            router.cold_loads,
+        )?;
+        page.counter(
+            "chat_cold_rows_undone",
+            "Cold reads that were ahead of their record.",
+            router.undone,
+        )
+    }
+}
