@@ -163,6 +163,9 @@ impl Host {
             Input::Presence(request, users) => self.core.presence_changed(out, request, &users),
             Input::Revoked(revocation) => self.core.revoked(out, &revocation),
             Input::End(session, code) => self.core.end_session(out, session, code),
+            Input::Delayed(user, conversation, seq) => {
+                self.core.delayed(out, user, conversation, seq);
+            }
             Input::Drain => {
                 self.core.drain_begin(out);
                 io.begin_drain();

@@ -341,6 +341,14 @@ impl Outbound for Out<'_> {
         self.link
             .fire("put marks", async move { registry.put_marks(marks).await });
     }
+
+    fn delayed_elsewhere(&mut self, user: UserId, conversation: ConversationId, seq: Seq) {
+        let gateway = self.link.gateway;
+        self.link
+            .ports
+            .gateways
+            .delayed(gateway, user, conversation, seq);
+    }
 }
 
 /// All conversations of a user, page by page.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tidings_core::ids::{GatewayId, SessionId};
+use tidings_core::ids::{ConversationId, GatewayId, Seq, SessionId, UserId};
 use tidings_core::ports::directory::Revocation;
 use tidings_core::ports::registry::UserPresence;
 use tidings_protocol::CloseCode;
@@ -35,6 +35,20 @@ impl Gateways {
     /// Tells a worker of changes in the presence of users it watches.
     pub fn presence_changed(&self, gateway: GatewayId, users: Vec<UserPresence>) {
         self.one(gateway, |inbox| inbox.push(Input::Presence(None, users)));
+    }
+
+    /// Tells all workers but one that a message waits.
+    pub(super) fn delayed(
+        &self,
+        but: GatewayId,
+        user: UserId,
+        conversation: ConversationId,
+        seq: Seq,
+    ) {
+        let inboxes = self.inboxes.read().unwrap_or_else(PoisonError::into_inner);
+        for (_, inbox) in inboxes.iter().filter(|(id, _)| *id != but) {
+            inbox.push(Input::Delayed(user, conversation, seq));
+        }
     }
 
     pub(super) fn add(&self, gateway: GatewayId, inbox: Arc<Inbox>) {

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use tidings_core::ids::{ConversationId, SessionId, UserId};
+use tidings_core::ids::{ConversationId, Seq, SessionId, UserId};
 use tidings_core::ports::directory::Revocation;
 use tidings_core::ports::log::LogError;
 use tidings_core::ports::registry::UserPresence;
@@ -22,6 +22,8 @@ pub(super) enum Input {
     Presence(Option<u64>, Vec<UserPresence>),
     Revoked(Revocation),
     End(SessionId, CloseCode),
+    /// A message of this user waits.
+    Delayed(UserId, ConversationId, Seq),
     Drain,
 }
 

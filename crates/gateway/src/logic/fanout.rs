@@ -40,6 +40,9 @@ impl GatewayCore {
         let (conversation, seq) = (row.conversation, row.seq);
         let Some(at) = self.index.find(conversation) else {
             self.handed.push(Handed { conversation, seq });
+            if self.opens > 0 {
+                self.came_early(conversation, seq);
+            }
             return self.members_event(out, &row);
         };
         let c = self.index.get_mut(at);
@@ -54,6 +57,17 @@ impl GatewayCore {
             gap.known = gap.known.max(seq);
             hold(&mut gap.held, Held { row, except });
             self.fetch_gap(out, conversation);
+        }
+    }
+
+    /// Notes an event of a conversation that may be on its way to be opened: a router's answer about
+    /// many conversations may be older than the events that overtook it.
+    fn came_early(&mut self, conversation: ConversationId, seq: Seq) {
+        /// What is beyond is shown by the next digest.
+        const EARLY_MAX: usize = 16 << 10;
+        if self.early.len() < EARLY_MAX || self.early.contains_key(&conversation) {
+            let highest = self.early.entry(conversation).or_default();
+            *highest = seq.max(*highest);
         }
     }
 

@@ -157,6 +157,7 @@ impl GatewayCore {
                 until,
             };
             self.requests.insert(request, open);
+            self.opens += 1;
             out.to_router(
                 partition,
                 ToRouter::Open {
@@ -179,6 +180,7 @@ impl GatewayCore {
         let Some(Request::Open { session, why, .. }) = self.requests.remove(&request) else {
             return;
         };
+        self.opens -= 1;
         let Some(slot) = self.sessions.slot_of(session) else {
             self.closes.extend(states.iter().map(|s| s.conversation));
             return;
@@ -204,6 +206,7 @@ impl GatewayCore {
         else {
             return;
         };
+        self.opens -= 1;
         if let Some(slot) = self.sessions.slot_of(session) {
             self.opened_for(out, slot, why, Vec::new(), conversations);
         }
@@ -258,7 +261,9 @@ impl GatewayCore {
         if is_new {
             self.join(slot, at, GATED, 0);
         }
-        self.head_heard(out, state.conversation, state.head);
+        // What came between the router's look and its answer.
+        let early = self.early.get(&state.conversation).copied().unwrap_or(0);
+        self.head_heard(out, state.conversation, state.head.max(early));
         is_new
     }
 

@@ -109,4 +109,10 @@ pub trait Outbound {
 
     /// Marks that something waits for users.
     fn put_marks(&mut self, marks: Vec<Mark>);
+
+    /// A message of `user` waits for members that were online: to be told to the user's sessions
+    /// on other workers, see [`super::GatewayCore::delayed`].
+    fn delayed_elsewhere(&mut self, user: UserId, conversation: ConversationId, seq: Seq) {
+        let _ = (user, conversation, seq);
+    }
 }

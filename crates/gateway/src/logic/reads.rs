@@ -44,10 +44,20 @@ pub(super) struct Read {
     conversation: ConversationId,
     from: Seq,
     to: Seq,
+    bytes_max: usize,
     waiters: Vec<ReadFor>,
-    /// Whether the router is being asked, as the store had nothing.
-    in_tail: bool,
+    stage: Stage,
     until: Micros,
+}
+
+/// Who is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Store,
+    /// The router, as the store had nothing.
+    Tail,
+    /// The store once more: what it had not may have been put there before the router was asked.
+    Again,
 }
 
 /// Why events are read.
@@ -62,6 +72,8 @@ pub(super) enum ReadFor {
     Find(SessionId, Box<Find>),
     /// What a session hasn't confirmed.
     Resend(SessionId),
+    /// Who wrote what a session never confirmed.
+    Authors,
 }
 
 /// A store has its own deadline; this one is for answers that got lost.
@@ -98,8 +110,9 @@ impl GatewayCore {
             conversation,
             from,
             to,
+            bytes_max,
             waiters: vec![why],
-            in_tail: false,
+            stage: Stage::Store,
             until,
         };
         self.requests.insert(id, Request::Read(read));
@@ -118,7 +131,7 @@ impl GatewayCore {
         let Some(Request::Read(read)) = self.requests.get_mut(&request) else {
             return;
         };
-        if read.in_tail {
+        if read.stage == Stage::Tail {
             return;
         }
         let rows = result.unwrap_or_else(|error| {
@@ -126,10 +139,10 @@ impl GatewayCore {
             Vec::new()
         });
         let rows = contiguous(rows.iter(), read.from, read.to);
-        if !rows.is_empty() {
+        if !rows.is_empty() || read.stage == Stage::Again {
             return self.read_done(out, request, &rows);
         }
-        read.in_tail = true;
+        read.stage = Stage::Tail;
         read.until = self.now + self.settings.answer_within;
         let (conversation, from) = (read.conversation, read.from);
         self.to_router(
@@ -145,11 +158,25 @@ impl GatewayCore {
 
     /// A router gave events the store doesn't have yet.
     pub(super) fn tail<O: Outbound>(&mut self, out: &mut O, request: u64, rows: &[Arc<EventRow>]) {
-        let Some(Request::Read(read)) = self.requests.get(&request) else {
+        let Some(Request::Read(read)) = self.requests.get_mut(&request) else {
             return;
         };
+        if read.stage != Stage::Tail {
+            return;
+        }
         let rows = contiguous(rows.iter().map(|row| &**row), read.from, read.to);
-        self.read_done(out, request, &rows);
+        if !rows.is_empty() {
+            return self.read_done(out, request, &rows);
+        }
+        read.stage = Stage::Again;
+        read.until = self.now + READ_WITHIN;
+        out.read_events(
+            request,
+            read.conversation,
+            read.from,
+            read.to,
+            read.bytes_max,
+        );
     }
 
     fn read_done<O: Outbound>(&mut self, out: &mut O, request: u64, rows: &[&EventRow]) {
@@ -187,6 +214,7 @@ impl GatewayCore {
                 ReadFor::Find(session, find) => {
                     self.find_read(out, session, *find, (from, to), rows)
                 }
+                ReadFor::Authors => self.authors_read(out, rows),
                 ReadFor::Resend(session) => self.resend_read(out, session, conversation, rows),
             }
         }
@@ -209,7 +237,7 @@ impl GatewayCore {
         for id in late {
             add(&self.metrics.requests_lost, 1);
             match self.requests.get(&id) {
-                Some(Request::Read(read)) if !read.in_tail => {
+                Some(Request::Read(read)) if read.stage == Stage::Store => {
                     let lost = StoreError::Unavailable("no answer in time".to_owned());
                     self.events_read(out, id, Err(lost));
                 }

@@ -3,6 +3,8 @@
 //! Each session holds when something is due for it next, and a tick looks at all of them: ten
 //! thousand sessions are a tenth of a millisecond, and no wheel has to be kept beside them.
 
+use std::collections::HashMap;
+
 use tidings_core::ids::Micros;
 use tidings_core::ports::registry::SessionEntry;
 use tidings_protocol::wire::{self, update};
@@ -40,6 +42,9 @@ impl GatewayCore {
         self.tick_watch(out);
         self.tick_drain(out);
         self.flush_closes(out);
+        if self.opens == 0 && !self.early.is_empty() {
+            self.early = HashMap::new();
+        }
         self.flush_cursors(out);
         self.turn_end(out);
     }

@@ -3,12 +3,14 @@
 //! There is no list of it: each member entry holds since when something is uncovered, and a tick
 //! looks at a part of the entries. An idle conversation costs a look every few seconds.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use tidings_core::ids::{ConversationId, SessionId};
+use tidings_core::ids::{ConversationId, Seq, SessionId, UserId};
 use tidings_core::ports::registry::Mark;
 use tidings_core::rows::EventRow;
 use tidings_protocol::CloseCode;
+use tidings_protocol::wire::{self, update};
 
 use super::GatewayCore;
 use super::index::{GATED, stamp, stamp_age};
@@ -71,6 +73,7 @@ impl GatewayCore {
         self.tracking.next = end;
         if end == conversations.capacity() {
             self.tracking.next = 0;
+            self.delays_told.clear();
             self.metrics
                 .pending
                 .store(self.tracking.uncovered, Ordering::Relaxed);
@@ -100,6 +103,7 @@ impl GatewayCore {
         let Some(member) = self.index.member_mut(&self.sessions, slot, at) else {
             return;
         };
+        let first = member.covered + 1;
         if member.tries >= resends_max {
             add(&self.metrics.dead, 1);
             add(&self.metrics.stale, 1);
@@ -109,7 +113,12 @@ impl GatewayCore {
                 seq: head,
             }]);
             tracing::debug!(session = %session.0, %conversation, "nothing confirmed, session given up");
-            return self.close(out, slot, CloseCode::Heartbeat);
+            let range = (first, head.min(first + RESEND_EVENTS - 1));
+            self.close(out, slot, CloseCode::Heartbeat);
+            if range.0 <= range.1 {
+                self.read(out, conversation, range, RESEND_BYTES, ReadFor::Authors);
+            }
+            return;
         }
         member.tries += 1;
         member.since = now;
@@ -153,6 +162,41 @@ impl GatewayCore {
         for row in rows.iter().filter(|row| row.seq > member.covered) {
             add(&self.metrics.resent, 1);
             out.send(slot, &frames::event_frame(format, row));
+        }
+    }
+
+    /// Tells the authors of events that somebody online never confirmed them.
+    pub(super) fn authors_read<O: Outbound>(&mut self, out: &mut O, rows: &[&EventRow]) {
+        let mut last: BTreeMap<UserId, (ConversationId, Seq)> = BTreeMap::new();
+        for row in rows.iter().filter(|row| row.members.is_none()) {
+            // Once for all who didn't confirm it.
+            let told = self.delays_told.entry(row.conversation).or_default();
+            if row.seq > *told {
+                *told = row.seq;
+                last.insert(row.user, (row.conversation, row.seq));
+            }
+        }
+        for (user, (conversation, seq)) in last {
+            self.delayed(out, user, conversation, seq);
+            out.delayed_elsewhere(user, conversation, seq);
+        }
+    }
+
+    /// A message of `user` waits for members that were online: told to the user's sessions here.
+    pub fn delayed<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        user: UserId,
+        conversation: ConversationId,
+        seq: Seq,
+    ) {
+        let slots: Vec<Slot> = self.sessions.of_user(user).collect();
+        for slot in slots {
+            let delayed = wire::Delayed {
+                conversation: conversation.0,
+                seq,
+            };
+            self.update(out, slot, 0, update::Update::Delayed(delayed));
         }
     }
 

@@ -161,20 +161,22 @@ fn what_the_store_does_not_have_yet_comes_from_the_logs_tail() {
     let updates = world.take(slot);
     assert_eq!(seqs(&updates, room), (1..=21).collect::<Vec<_>>());
     assert!(done(&updates).complete);
-    // A row missing in the middle is no hole either.
-    world.out.rooms.get_mut(&room).expect("it").stored = 21;
-    let history = wire::History {
+    // History looks there too, and when both sides know nothing it says so.
+    let history = |after| wire::History {
         conversation: room.0,
         before: 0,
-        after: 3,
+        after,
         limit: 10,
     };
     world.out.is_store_down = true;
-    world.command(slot, 3, Command::History(history));
+    world.command(slot, 3, Command::History(history(8)));
     world.settle();
     assert!(
-        matches!(&world.take(slot)[..], [Update::HistoryPage(p)] if (p.from, p.to, p.events.len()) == (4, 13, 10))
+        matches!(&world.take(slot)[..], [Update::HistoryPage(p)] if (p.from, p.to, p.events.len()) == (9, 18, 10))
     );
+    world.command(slot, 3, Command::History(history(3)));
+    world.settle();
+    assert_eq!(errors(&world.take(slot)), ["history_delayed"]);
 }
 
 #[test]

@@ -366,8 +366,8 @@ fn receipts_and_typing_are_told_to_the_others() {
 fn what_is_not_confirmed_is_sent_again_and_then_the_session_is_given_up() {
     let mut world = World::new();
     let room = world.room(5, &[1, 2, 3]);
-    let (deaf, good) = (world.online(1), world.online(3));
-    world.send_elsewhere(2, room);
+    let (deaf, good, author) = (world.online(1), world.online(3), world.online(2));
+    world.send(author, room);
     world.settle();
     world.delivered(good, room, 2);
     world.take(deaf);
@@ -388,6 +388,12 @@ fn what_is_not_confirmed_is_sent_again_and_then_the_session_is_given_up() {
     world.pass(37);
     assert_eq!(world.closed(deaf), Some(CloseCode::Heartbeat));
     assert_eq!(world.closed(good), None);
+    let told = world.take(author);
+    assert!(
+        told.iter()
+            .any(|u| matches!(u, Update::Delayed(d) if d.seq == 2)),
+        "{told:?}"
+    );
     assert!(
         world
             .out

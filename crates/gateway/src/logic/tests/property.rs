@@ -36,6 +36,10 @@ enum Step {
     Lose,
     Swap,
     Repeat,
+    /// A router's answer about conversations is overtaken by what it sends next.
+    Late,
+    /// A row gets into the store between the first look there and the router's answer.
+    Store(u64),
     Unstore(u64),
     Digest,
     Pass(u8),
@@ -59,6 +63,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Lose),
         1 => Just(Step::Swap),
         1 => Just(Step::Repeat),
+        2 => Just(Step::Late),
+        1 => (0..ROOMS).prop_map(Step::Store),
         1 => room.prop_map(Step::Unstore),
         1 => Just(Step::Digest),
         1 => (1u8..4).prop_map(Step::Pass),
@@ -205,6 +211,22 @@ impl Play {
                     let message = message.clone();
                     world.out.inbox.push_back(Input::Router(message));
                 }
+            }
+            Step::Late => {
+                let is_opened = |i: &Input| matches!(i, Input::Router(ToGateway::Opened { .. }));
+                if let Some(at) = world.out.inbox.iter().position(is_opened)
+                    && let Some(opened) = world.out.inbox.remove(at)
+                {
+                    world.out.inbox.push_back(opened);
+                }
+            }
+            Step::Store(room) => {
+                let room = world
+                    .out
+                    .rooms
+                    .get_mut(&ConversationId(100 + room))
+                    .expect("a room");
+                room.stored = room.events.len();
             }
             Step::Unstore(room) => {
                 let room = world

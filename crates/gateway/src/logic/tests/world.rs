@@ -178,13 +178,10 @@ impl Outbound for Outside {
                 conversation,
                 from,
             } => {
-                let events = &self.rooms.entry(conversation).or_default().events;
-                let rows = events
-                    .iter()
-                    .filter(|row| row.seq >= from)
-                    .take(50)
-                    .cloned()
-                    .collect();
+                // A router keeps what the store doesn't have, and nothing else for sure.
+                let room = self.rooms.entry(conversation).or_default();
+                let unstored = room.events[room.stored..].iter();
+                let rows = unstored.filter(|row| row.seq >= from).cloned().collect();
                 ToGateway::Tail { request, rows }
             }
             ToRouter::Typing {
