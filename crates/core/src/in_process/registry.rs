@@ -6,7 +6,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::ids::{ConversationId, GatewayId, Micros, Seq, SessionId, UserId};
 use crate::ports::BoxFuture;
-use crate::ports::registry::{Mark, Presence, Registry, RegistryError, SessionEntry, UserPresence};
+use crate::ports::registry::{
+    Mark, Presence, PresenceChanges, Registry, RegistryError, SessionEntry, UserPresence,
+};
 
 /// Parts of the maps: more than there are threads to meet.
 const PARTS: usize = 64;
@@ -245,7 +247,7 @@ impl Registry for InProcessRegistry {
         done(())
     }
 
-    fn changes(&self) -> BoxFuture<'_, Result<Vec<(GatewayId, Vec<UserPresence>)>, RegistryError>> {
+    fn changes(&self) -> BoxFuture<'_, Result<PresenceChanges, RegistryError>> {
         let (mut changed, gateways) = {
             let mut watching = lock(&self.watching);
             let changed: Vec<UserId> = std::mem::take(&mut watching.changed).into_iter().collect();

@@ -61,6 +61,9 @@ pub struct Mark {
     pub seq: Seq,
 }
 
+/// For each watching gateway, the watched users that changed.
+pub type PresenceChanges = Vec<(GatewayId, Vec<UserPresence>)>;
+
 /// Sessions, presence and inbox marks.
 ///
 /// - An entry is removed only by its own session id: a late "offline" of an old session
@@ -104,7 +107,7 @@ pub trait Registry: Send + Sync {
 
     /// The watched users that changed since the last call, for each watching gateway. Called
     /// about once a second, so that a storm of changes costs one frame a user and second.
-    fn changes(&self) -> BoxFuture<'_, Result<Vec<(GatewayId, Vec<UserPresence>)>, RegistryError>>;
+    fn changes(&self) -> BoxFuture<'_, Result<PresenceChanges, RegistryError>>;
 
     /// Marks that something waits; of two marks of one user and conversation the greater seq stays.
     fn put_marks(&self, marks: Vec<Mark>) -> BoxFuture<'_, Result<(), RegistryError>>;
