@@ -27,7 +27,15 @@ macro_rules! files {
 files! {
     "/": "index.html" as "text/html; charset=utf-8",
     "/style.css": "style.css" as "text/css; charset=utf-8",
+    "/icon.svg": "icon.svg" as "image/svg+xml",
+    "/api.js": "api.js" as "text/javascript; charset=utf-8",
+    "/app.js": "app.js" as "text/javascript; charset=utf-8",
+    "/chat.js": "chat.js" as "text/javascript; charset=utf-8",
+    "/connection.js": "connection.js" as "text/javascript; charset=utf-8",
     "/outbox.js": "outbox.js" as "text/javascript; charset=utf-8",
+    "/people.js": "people.js" as "text/javascript; charset=utf-8",
+    "/timeline.js": "timeline.js" as "text/javascript; charset=utf-8",
+    "/view.js": "view.js" as "text/javascript; charset=utf-8",
 }
 
 fn file(kind: &'static str, bytes: &'static [u8]) -> Response {
