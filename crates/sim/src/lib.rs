@@ -1,1 +1,126 @@
 //! Seeded simulation of a whole cluster on virtual time.
+//!
+//! The real router (`tidings_core::path`), gateway logic and client core run in one process and
+//! one thread; log, store, directory, registry, disks of devices and the network between all of
+//! them are models with the ports' semantics and every fault those allow. A history is a function
+//! of its seed: [`run`] twice gives the same [`Outcome::trace`].
+//!
+//! - `world`: the scheduler, a heap of events by (virtual time, a number drawn from the seed).
+//! - `log`, `store`, `directory`: the models of ports. `reference`: what the log says, decided anew.
+//! - `routers`, `gateways`, `devices`: drivers of the real machines, as servers and apps have them.
+//! - `net`: connections and the messages between gateways and routers. `faults`: what goes wrong.
+//! - `end`: after the faults everything heals, settles and is judged by `tidings_verify`.
+//!
+//! ```
+//! let outcome = tidings_sim::run(7, &tidings_sim::Options::default());
+//! assert!(outcome.is_clean(), "{outcome}");
+//! ```
+
+mod devices;
+mod directory;
+mod end;
+mod faults;
+mod gateways;
+mod log;
+mod net;
+mod random;
+mod reference;
+mod routers;
+mod setup;
+mod store;
+mod world;
+
+use std::fmt;
+
+use tidings_verify::{Record, Report};
+
+/// A mistake planted in the simulated parts, to prove that it would be found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Bug {
+    /// Routers are given records before the log has synced them.
+    AckBeforeDurable,
+    /// The log position is committed when records are read, not when their rows are stored.
+    CommitBeforeStore,
+    /// A router that takes over begins at the log's end, not at the committed position.
+    SkipAfterTakeover,
+    /// No digest of heads, and heads are asked from the store.
+    LostLastMessage,
+    /// Cursors aren't loaded from the store, and the one written last stays.
+    ReceiptGoingBack,
+}
+
+impl Bug {
+    /// All of them.
+    pub const ALL: [Bug; 5] = [
+        Bug::AckBeforeDurable,
+        Bug::CommitBeforeStore,
+        Bug::SkipAfterTakeover,
+        Bug::LostLastMessage,
+        Bug::ReceiptGoingBack,
+    ];
+}
+
+/// What distinguishes a run from the plain one of its seed.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// A planted mistake.
+    pub bug: Option<Bug>,
+    /// Whether [`Outcome::records`] and [`Outcome::log`] are kept.
+    pub keeps_records: bool,
+}
+
+/// What came of a history.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// A hash over everything that happened, in order.
+    pub trace: u64,
+    /// The checker's judgement.
+    pub report: Report,
+    /// What the simulation itself saw broken, one sentence each: rows that contradict the log,
+    /// devices that didn't settle.
+    pub broken: Vec<String>,
+    /// Faults injected.
+    pub faults: usize,
+    /// Conversations there were.
+    pub conversations: usize,
+    /// Virtual microseconds until everything had settled.
+    pub time: u64,
+    /// Everything recorded, if asked for.
+    pub records: Vec<Record>,
+    /// What was injected and when, if asked for.
+    pub log: Vec<String>,
+}
+
+impl Outcome {
+    /// Whether no promise was broken and everything acknowledged was proven to be there.
+    pub fn is_clean(&self) -> bool {
+        self.report.is_clean() && self.report.unproven == 0 && self.broken.is_empty()
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(
+            f,
+            "seed {}: {} messages, {} faults, {} conversations, {} s of virtual time",
+            self.seed,
+            self.report.messages,
+            self.faults,
+            self.conversations,
+            self.time / 1_000_000
+        )?;
+        for line in self.log.iter().chain(&self.broken) {
+            writeln!(f, "{line}")?;
+        }
+        write!(f, "{}", self.report)
+    }
+}
+
+/// Runs the history of a seed to its end and judges it.
+pub fn run(seed: u64, options: &Options) -> Outcome {
+    let mut world = world::World::new(seed, options);
+    world.play();
+    world.judge()
+}

@@ -1,0 +1,40 @@
+//! Runs histories by their seeds and prints their traces: `history SEED [BUG]` for all about one,
+//! `history FROM..TO` for one line each.
+
+use tidings_sim::{Bug, Options, run};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some(which) = arguments.first() else {
+        eprintln!("usage: history SEED|FROM..TO [BUG]");
+        return;
+    };
+    let bug = arguments
+        .get(1)
+        .and_then(|name| Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == *name));
+    let options = Options {
+        bug,
+        ..Options::default()
+    };
+    if let Some((from, to)) = which.split_once("..") {
+        let number = |text: &str| text.parse::<u64>().unwrap_or(0);
+        for seed in number(from)..number(to) {
+            let outcome = run(seed, &options);
+            println!(
+                "{seed} {:016x} {} messages, {} faults, {} s{}",
+                outcome.trace,
+                outcome.report.messages,
+                outcome.faults,
+                outcome.time / 1_000_000,
+                if outcome.is_clean() { "" } else { ", BROKEN" }
+            );
+        }
+        return;
+    }
+    let options = Options {
+        keeps_records: true,
+        ..options
+    };
+    let outcome = run(which.parse().unwrap_or(0), &options);
+    println!("{outcome}\ntrace {:016x}", outcome.trace);
+}

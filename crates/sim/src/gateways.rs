@@ -1,0 +1,392 @@
+//! The driver of gateways: the outside of [`GatewayCore`], as a worker's host is.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tidings_core::ids::{
+    ConversationId, DeviceId, GatewayId, Micros, Partition, Seq, SessionId, UserId,
+};
+use tidings_core::ports::directory::SignInId;
+use tidings_core::ports::log::Append;
+use tidings_core::ports::peers::{ToGateway, ToRouter};
+use tidings_core::ports::registry::{Mark, Presence, SessionEntry};
+use tidings_core::ports::store::StoreError;
+use tidings_gateway::logic::{
+    AuthFailure, GatewayCore, GatewayMetrics, Outbound, Principal, Settings, Slot,
+};
+use tidings_gateway::ws::Opcode;
+use tidings_protocol::{CloseCode, Format};
+use tidings_verify::history::Part;
+
+use crate::net::{Connection, Written};
+use crate::store::{Call, Reply};
+use crate::world::{Asker, Event, GatewayInput, MS, SECOND, START, World};
+
+/// A gateway, up or down.
+#[derive(Default)]
+pub(crate) struct GatewayNode {
+    core: Option<GatewayCore>,
+    /// Goes up with each start.
+    pub life: u64,
+    /// The connection in each slot.
+    slots: BTreeMap<Slot, usize>,
+    next_slot: Slot,
+    is_turning: bool,
+}
+
+impl GatewayNode {
+    pub fn is_up(&self) -> bool {
+        self.core.is_some()
+    }
+}
+
+/// What a core asked for during one call.
+enum Effect {
+    Write(usize, Written),
+    Input(GatewayInput),
+    Append(u64, Vec<Append>),
+    ToRouter(ToRouter),
+    Authenticate(SessionId, String),
+    LoadUser(UserId),
+    Read(u64, Call),
+    Session(SessionEntry),
+    SessionGone(SessionId),
+}
+
+struct Out<'a> {
+    now: Micros,
+    connections: &'a mut [Connection],
+    slots: &'a BTreeMap<Slot, usize>,
+    queue_max: usize,
+    effects: Vec<Effect>,
+}
+
+impl Outbound for Out<'_> {
+    fn now(&self) -> Micros {
+        self.now
+    }
+
+    fn send(&mut self, slot: Slot, frame: &Bytes) {
+        let Some(&at) = self.slots.get(&slot) else {
+            return;
+        };
+        let connection = &mut self.connections[at];
+        if !connection.is_open || connection.is_overflowed {
+            return;
+        }
+        if !connection.is_blocked {
+            let written = Written::Frame(frame.clone());
+            return self.effects.push(Effect::Write(at, written));
+        }
+        if connection.queued + frame.len() > self.queue_max {
+            connection.queued = 0;
+            connection.waiting.clear();
+            connection.is_overflowed = true;
+            return self
+                .effects
+                .push(Effect::Input(GatewayInput::Overflow(slot)));
+        }
+        connection.queued += frame.len();
+        connection.waiting.push(frame.clone());
+    }
+
+    fn close(&mut self, slot: Slot, code: CloseCode) {
+        if let Some(&at) = self.slots.get(&slot) {
+            self.effects.push(Effect::Write(at, Written::Close(code)));
+            self.effects.push(Effect::Input(GatewayInput::Closed(slot)));
+        }
+    }
+
+    fn admitted(&mut self, _slot: Slot) {}
+
+    fn queued_bytes(&self, slot: Slot) -> usize {
+        let connection = self.slots.get(&slot).map(|&at| &self.connections[at]);
+        connection.map_or(0, |connection| connection.queued)
+    }
+
+    fn heard(&self, slot: Slot) -> Micros {
+        let connection = self.slots.get(&slot).map(|&at| &self.connections[at]);
+        connection.map_or(0, |connection| connection.heard)
+    }
+
+    fn append(&mut self, batch: u64, records: Vec<Append>) {
+        self.effects.push(Effect::Append(batch, records));
+    }
+
+    fn to_router(&mut self, _partition: Partition, message: ToRouter) {
+        self.effects.push(Effect::ToRouter(message));
+    }
+
+    fn authenticate(&mut self, session: SessionId, token: String, _device: String) {
+        self.effects.push(Effect::Authenticate(session, token));
+    }
+
+    fn load_user(&mut self, user: UserId) {
+        self.effects.push(Effect::LoadUser(user));
+    }
+
+    fn members_changed(&mut self, _users: &mut dyn Iterator<Item = UserId>) {}
+
+    fn read_events(
+        &mut self,
+        request: u64,
+        conversation: ConversationId,
+        from: Seq,
+        to: Seq,
+        bytes_max: usize,
+    ) {
+        let call = Call::ReadRange(conversation, from, to, bytes_max);
+        self.effects.push(Effect::Read(request, call));
+    }
+
+    fn put_session(&mut self, entry: SessionEntry, is_new: bool) {
+        if is_new {
+            self.effects.push(Effect::Session(entry));
+        }
+    }
+
+    fn remove_session(&mut self, _user: UserId, session: SessionId, _at: Micros) {
+        self.effects.push(Effect::SessionGone(session));
+    }
+
+    fn set_presence(&mut self, _user: UserId, _session: SessionId, _state: Presence) {}
+
+    fn presence(&mut self, request: u64, _users: Vec<UserId>) {
+        self.effects
+            .push(Effect::Input(GatewayInput::Presence(request)));
+    }
+
+    fn watch(&mut self, _users: Vec<UserId>) {}
+
+    fn put_marks(&mut self, _marks: Vec<Mark>) {}
+}
+
+impl World {
+    /// A gateway starts.
+    pub fn gateway_back(&mut self, gateway: usize) {
+        let mut settings = Settings::new(GatewayId(gateway as u32 + 1), 1);
+        settings.session_base = self.random.bits() >> 24;
+        settings.hash_seed = self.random.bits();
+        settings.sends_per_second = 0;
+        settings.send_bytes_per_minute = 0;
+        let node = &mut self.gateways[gateway];
+        if node.core.is_some() {
+            return;
+        }
+        let metrics = Arc::new(GatewayMetrics::default());
+        node.core = Some(GatewayCore::new(settings, metrics));
+        node.life += 1;
+        let life = node.life;
+        let first = self.random.between(1, SECOND);
+        self.after(first, Event::GatewayTick(gateway, life));
+    }
+
+    /// A gateway is gone, and its connections with it.
+    pub fn gateway_dies(&mut self, gateway: usize) {
+        if self.gateways[gateway].core.take().is_none() {
+            return;
+        }
+        self.restarted(Part::Gateway);
+        let slots = std::mem::take(&mut self.gateways[gateway].slots);
+        self.gateways[gateway].is_turning = false;
+        for connection in slots.into_values() {
+            self.connections[connection].is_open = false;
+            self.cut(connection, true);
+        }
+        let pause = self.random.between(50 * MS, 3 * SECOND);
+        self.after(pause, Event::GatewayBack(gateway));
+    }
+
+    fn with_gateway(
+        &mut self,
+        gateway: usize,
+        life: u64,
+        call: impl FnOnce(&mut GatewayCore, &mut Out<'_>),
+    ) {
+        let node = &mut self.gateways[gateway];
+        if node.life != life {
+            return;
+        }
+        let Some(core) = node.core.as_mut() else {
+            return;
+        };
+        let mut out = Out {
+            now: self.now,
+            connections: &mut self.connections,
+            slots: &node.slots,
+            queue_max: self.plan.queue_max,
+            effects: Vec::new(),
+        };
+        call(core, &mut out);
+        core.turn_end(&mut out);
+        let effects = out.effects;
+        let turns = core.wants_turn() && !std::mem::replace(&mut node.is_turning, true);
+        if turns {
+            let turn = Event::Gateway(gateway, life, GatewayInput::Turn);
+            self.after(MS / 10, turn);
+        }
+        for effect in effects {
+            self.gateway_does(gateway, life, effect);
+        }
+    }
+
+    fn gateway_does(&mut self, gateway: usize, life: u64, effect: Effect) {
+        match effect {
+            Effect::Write(connection, written) => self.write_down(connection, written),
+            Effect::Input(input) => self.after(MS / 10, Event::Gateway(gateway, life, input)),
+            Effect::Append(batch, records) => {
+                // The calls of one thread keep their order.
+                let delay = self.random.between(20, 2 * MS);
+                let last = self.appends.get(&gateway).copied().unwrap_or(0);
+                let at = (self.now + delay).max(last + 1);
+                self.appends.insert(gateway, at);
+                self.at(at, Event::Append(records, Some((gateway, life, batch))));
+            }
+            Effect::ToRouter(message) => self.send_to_router(gateway, message),
+            Effect::Authenticate(session, token) => {
+                let result = if !self.healing && self.random.permille(10) {
+                    Err(AuthFailure::Unavailable)
+                } else {
+                    principal(&token, self.now)
+                };
+                let delay = self.random.below(5 * MS);
+                let input = GatewayInput::Authenticated(session, result);
+                self.after(delay, Event::Gateway(gateway, life, input));
+            }
+            Effect::LoadUser(user) => {
+                let is_down = self.now < self.weather.directory_down;
+                let list = (!is_down).then(|| self.directory.conversations_of(user));
+                let delay = self.random.below(10 * MS);
+                let input = GatewayInput::UserLoaded(user, list);
+                self.after(delay, Event::Gateway(gateway, life, input));
+            }
+            Effect::Read(request, call) => {
+                self.ask_store(Asker::Gateway(gateway, life, request), call);
+            }
+            Effect::Session(entry) => {
+                let entered = (gateway, entry.session);
+                let older = self.registry.insert(entry.device.0, entered);
+                if let Some((old, session)) = older.filter(|older| *older != entered) {
+                    let life = self.gateways[old].life;
+                    let input = GatewayInput::End(session, CloseCode::Replaced);
+                    self.after(5 * MS, Event::Gateway(old, life, input));
+                }
+            }
+            Effect::SessionGone(session) => self.registry.retain(|_, entry| entry.1 != session),
+        }
+    }
+
+    /// A connection reaches a gateway.
+    pub fn gateway_opens(&mut self, gateway: usize, connection: usize) {
+        let node = &mut self.gateways[gateway];
+        let (slot, life) = (node.next_slot, node.life);
+        node.next_slot += 1;
+        node.slots.insert(slot, connection);
+        self.connections[connection].slot = slot;
+        let format = self.connections[connection].format;
+        let mut session = SessionId(0);
+        self.with_gateway(gateway, life, |core, out| {
+            session = core.opened(out, slot, format);
+        });
+        self.connections[connection].session = session;
+    }
+
+    /// A client's bytes are a whole message.
+    pub fn gateway_message(&mut self, connection: usize, payload: &[u8]) {
+        let c = &self.connections[connection];
+        let (gateway, life, slot) = (c.gateway, c.gateway_life, c.slot);
+        let opcode = match c.format {
+            Format::Json => Opcode::Text,
+            Format::Proto => Opcode::Binary,
+        };
+        self.with_gateway(gateway, life, |core, out| {
+            core.message(out, slot, opcode, payload);
+        });
+    }
+
+    pub fn gateway_heard(&mut self, gateway: usize, message: ToGateway) {
+        let life = self.gateways[gateway].life;
+        self.with_gateway(gateway, life, |core, out| core.from_router(out, message));
+    }
+
+    pub fn gateway_tick(&mut self, gateway: usize, life: u64) {
+        let node = &self.gateways[gateway];
+        if node.life == life && node.is_up() {
+            self.with_gateway(gateway, life, |core, out| core.tick(out));
+            self.after(SECOND, Event::GatewayTick(gateway, life));
+        }
+    }
+
+    /// The store has answered a gateway's read, or not.
+    pub fn gateway_read(&mut self, gateway: usize, life: u64, request: u64, reply: Option<Reply>) {
+        let result = match reply {
+            Some(Reply::Events(rows)) => Ok(rows),
+            _ => Err(StoreError::Unavailable("no answer".to_owned())),
+        };
+        self.with_gateway(gateway, life, |core, out| {
+            core.events_read(out, request, result);
+        });
+    }
+
+    pub fn gateway_input(&mut self, gateway: usize, life: u64, input: GatewayInput) {
+        if self.gateways[gateway].life != life {
+            return;
+        }
+        if let GatewayInput::Closed(slot)
+        | GatewayInput::Overflow(slot)
+        | GatewayInput::Drained(slot) = input
+            && !self.gateways[gateway].slots.contains_key(&slot)
+        {
+            return;
+        }
+        let mut closed = None;
+        match input {
+            GatewayInput::Turn => self.gateways[gateway].is_turning = false,
+            GatewayInput::Closed(slot) => closed = Some(slot),
+            // Only what comes after the core knows of it is dropped or kept anew.
+            GatewayInput::Overflow(slot) => {
+                let at = self.gateways[gateway].slots[&slot];
+                self.connections[at].is_overflowed = false;
+            }
+            _ => {}
+        }
+        self.with_gateway(gateway, life, |core, out| match input {
+            GatewayInput::Appended(batch, result) => core.appended(out, batch, result),
+            GatewayInput::Authenticated(session, result) => {
+                core.authenticated(out, session, result)
+            }
+            GatewayInput::UserLoaded(user, list) => core.user_loaded(out, user, list),
+            GatewayInput::End(session, code) => core.end_session(out, session, code),
+            GatewayInput::Presence(request) => core.presence_changed(out, Some(request), &[]),
+            GatewayInput::Overflow(slot) => core.overflow(out, slot),
+            GatewayInput::Drained(slot) => core.drained(out, slot),
+            GatewayInput::Closed(slot) => core.closed(out, slot),
+            GatewayInput::Turn => core.turn_start(out),
+        });
+        if let Some(slot) = closed
+            && let Some(at) = self.gateways[gateway].slots.remove(&slot)
+        {
+            self.connections[at].is_open = false;
+        }
+    }
+
+    /// A gateway tells its clients to go elsewhere, closes, and starts again.
+    pub fn gateway_drains(&mut self, gateway: usize) {
+        let life = self.gateways[gateway].life;
+        self.with_gateway(gateway, life, |core, out| core.drain_begin(out));
+    }
+}
+
+/// "user/device" is a token here.
+fn principal(token: &str, now: Micros) -> Result<Principal, AuthFailure> {
+    let (user, device) = token.split_once('/').ok_or(AuthFailure::Invalid)?;
+    let number = |text: &str| text.parse().map_err(|_| AuthFailure::Invalid);
+    Ok(Principal {
+        user: UserId(number(user)?),
+        device: DeviceId(number(device)?),
+        sign_in: SignInId(0),
+        issued: START,
+        expires: now + 3600 * SECOND,
+    })
+}

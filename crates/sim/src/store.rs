@@ -1,0 +1,218 @@
+//! The store as a model: rows where the later position wins, cursors that only grow, and for the
+//! kind that gathers rows in memory a crash that falls back to what was flushed.
+
+use std::collections::BTreeMap;
+
+use tidings_core::ids::{ConversationId, Position, Seq, UserId};
+use tidings_core::rows::{CursorRow, EventRow, StateKey, StateRow};
+
+use crate::random::Random;
+
+/// A call of the store's port.
+#[derive(Clone, Debug)]
+pub(crate) enum Call {
+    PutEvents(Vec<EventRow>),
+    PutState(Vec<StateRow>),
+    PutCursors(Vec<CursorRow>),
+    Settle(Position),
+    ReadState(ConversationId, Vec<StateKey>),
+    ReadSince(ConversationId, Position),
+    ReadEvents(ConversationId, Vec<Seq>),
+    ReadRange(ConversationId, Seq, Seq, usize),
+    ReadCursors(ConversationId, Vec<UserId>),
+}
+
+/// Its answer.
+#[derive(Clone, Debug)]
+pub(crate) enum Reply {
+    Done,
+    Settled(Position),
+    State(Vec<Option<StateRow>>),
+    Events(Vec<EventRow>),
+    Cursors(Vec<CursorRow>),
+}
+
+#[derive(Clone, Debug)]
+enum Write {
+    Event(EventRow),
+    State(StateRow),
+    Cursor(CursorRow),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Tables {
+    events: BTreeMap<(ConversationId, Seq), EventRow>,
+    state: BTreeMap<(ConversationId, StateKey), StateRow>,
+    cursors: BTreeMap<(ConversationId, UserId), CursorRow>,
+}
+
+impl Tables {
+    fn apply(&mut self, write: Write, cursors_go_back: bool) {
+        match write {
+            Write::Event(row) => _ = self.events.insert((row.conversation, row.seq), row),
+            Write::State(row) => {
+                let kept = self.state.entry((row.conversation, row.key)).or_insert(row);
+                if row.position >= kept.position {
+                    *kept = row;
+                }
+            }
+            Write::Cursor(row) => {
+                let kept = self
+                    .cursors
+                    .entry((row.conversation, row.user))
+                    .or_insert(row);
+                if cursors_go_back {
+                    *kept = row;
+                }
+                kept.delivered = kept.delivered.max(row.delivered);
+                kept.read = kept.read.max(row.read);
+            }
+        }
+    }
+}
+
+/// The store.
+pub(crate) struct SimStore {
+    tables: Tables,
+    /// What a crash leaves.
+    kept: Tables,
+    /// Writes since the last flush.
+    unflushed: Vec<Write>,
+    flushed: Position,
+    settled: Position,
+    /// Whether rows are gathered in memory, leaning on the log, as the embedded store does.
+    pub gathers: bool,
+    /// Planted: the cursor written last stays.
+    pub cursors_go_back: bool,
+}
+
+impl SimStore {
+    pub fn new(gathers: bool) -> SimStore {
+        SimStore {
+            tables: Tables::default(),
+            kept: Tables::default(),
+            unflushed: Vec::new(),
+            flushed: Position::default(),
+            settled: Position::default(),
+            gathers,
+            cursors_go_back: false,
+        }
+    }
+
+    /// Does what is asked.
+    pub fn execute(&mut self, call: &Call, random: &mut Random) -> Reply {
+        match call {
+            Call::PutEvents(rows) => self.write(rows.iter().cloned().map(Write::Event)),
+            Call::PutState(rows) => self.write(rows.iter().copied().map(Write::State)),
+            Call::PutCursors(rows) => self.write(rows.iter().copied().map(Write::Cursor)),
+            Call::Settle(position) => self.settle(*position, random),
+            Call::ReadState(conversation, keys) => {
+                let row = |&key: &StateKey| self.tables.state.get(&(*conversation, key)).copied();
+                Reply::State(keys.iter().map(row).collect())
+            }
+            Call::ReadSince(conversation, from) => {
+                let mut rows: Vec<EventRow> = self
+                    .range(*conversation, 1, Seq::MAX)
+                    .rev()
+                    .take_while(|row| row.position >= *from)
+                    .cloned()
+                    .collect();
+                rows.reverse();
+                Reply::Events(rows)
+            }
+            Call::ReadEvents(conversation, seqs) => {
+                let row = |&seq: &Seq| self.tables.events.get(&(*conversation, seq)).cloned();
+                Reply::Events(seqs.iter().filter_map(row).collect())
+            }
+            Call::ReadRange(conversation, from, to, bytes_max) => {
+                let mut bytes = 0;
+                let fits = |row: &&EventRow| {
+                    let is_first = bytes == 0;
+                    bytes += row.body.len() + 1;
+                    is_first || bytes <= *bytes_max
+                };
+                let rows = self.range(*conversation, *from, *to).take_while(fits);
+                Reply::Events(rows.cloned().collect())
+            }
+            Call::ReadCursors(conversation, users) => {
+                let row = |&user: &UserId| self.tables.cursors.get(&(*conversation, user)).copied();
+                Reply::Cursors(users.iter().filter_map(row).collect())
+            }
+        }
+    }
+
+    /// Does a part of a write, as one that failed may have done.
+    pub fn execute_part(&mut self, call: &Call, random: &mut Random) {
+        fn part<T: Clone>(rows: &[T], random: &mut Random) -> Vec<T> {
+            rows[..random.below(rows.len() as u64 + 1) as usize].to_vec()
+        }
+        let call = match call {
+            Call::PutEvents(rows) => Call::PutEvents(part(rows, random)),
+            Call::PutState(rows) => Call::PutState(part(rows, random)),
+            Call::PutCursors(rows) => Call::PutCursors(part(rows, random)),
+            _ => return,
+        };
+        self.execute(&call, random);
+    }
+
+    fn range(
+        &self,
+        conversation: ConversationId,
+        from: Seq,
+        to: Seq,
+    ) -> impl DoubleEndedIterator<Item = &EventRow> {
+        let to = to.max(from);
+        self.tables
+            .events
+            .range((conversation, from)..=(conversation, to))
+            .map(|(_, row)| row)
+    }
+
+    fn write(&mut self, writes: impl Iterator<Item = Write>) -> Reply {
+        for write in writes {
+            self.tables.apply(write.clone(), self.cursors_go_back);
+            self.unflushed.push(write);
+        }
+        if !self.gathers {
+            self.flush();
+        }
+        Reply::Done
+    }
+
+    fn settle(&mut self, position: Position, random: &mut Random) -> Reply {
+        self.settled = self.settled.max(position);
+        if !self.gathers {
+            return Reply::Settled(position);
+        }
+        if random.permille(150) {
+            self.flush();
+            self.flushed = self.settled;
+        }
+        Reply::Settled(self.flushed.min(position))
+    }
+
+    fn flush(&mut self) {
+        for write in self.unflushed.drain(..) {
+            self.kept.apply(write, self.cursors_go_back);
+        }
+    }
+
+    /// Power is lost: of what wasn't flushed a part from its beginning may be left.
+    pub fn crash(&mut self, random: &mut Random) {
+        let unflushed = self.unflushed.len() as u64;
+        let left = match random.below(3) {
+            0 => 0,
+            1 => unflushed,
+            _ => random.below(unflushed + 1),
+        };
+        self.unflushed.truncate(left as usize);
+        self.flush();
+        self.tables = self.kept.clone();
+        self.settled = self.flushed;
+    }
+
+    /// The events of a conversation, for the comparison at the end.
+    pub fn events(&self, conversation: ConversationId) -> impl Iterator<Item = &EventRow> {
+        self.range(conversation, 1, Seq::MAX)
+    }
+}
