@@ -1,1 +1,6 @@
 //! Operator commands: replay, bench, verify.
+
+pub mod api;
+pub mod replay;
+pub mod verify;
+pub mod witness;
