@@ -49,6 +49,8 @@ enum Command {
     ApiKey(ApiKey),
     /// Store what the log holds, trim and merge the files of a server that doesn't run, and print their sizes
     Compact(SettingsArgs),
+    Replay(tidings_cli::replay::Args),
+    Verify(tidings_cli::verify::Args),
 }
 
 #[derive(Args)]
@@ -125,6 +127,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 tidings::offline::create_api_key(&settings.load()?.config, &name)?
             );
         }
+        Command::Replay(args) => return tidings_cli::replay::run(args),
+        Command::Verify(args) => return tidings_cli::verify::run(args),
         Command::Compact(settings) => {
             logging();
             let sizes = tidings::offline::compact(&settings.load()?.config)?;
