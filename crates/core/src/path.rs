@@ -291,6 +291,10 @@ impl Router {
         let before = conversation.before(send.user, send.sender);
         let answer = sequencer::decide(id, &before, &send, appended);
         self.counters.verdict(answer.verdict);
+        // The first one under a counter stays; the answer names its id, so the sender learns of it.
+        if answer.verdict == Verdict::Duplicate && send.counter == answer.counter && send.id != answer.id && !send.once {
+            self.counters.conflicts += 1;
+        }
         if send.origin.gateway.0 != 0 {
             let message = ToGateway::Answer {
                 session: send.origin.session,

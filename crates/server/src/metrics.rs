@@ -266,7 +266,7 @@ impl Figures {
         page.counter(
             "chat_messages_conflicting",
             "Repeats of a counter with another id.",
-            self.sum(|g| &g.conflicts),
+            router.conflicts,
         )?;
         page.counter(
             "chat_verdicts_refused",

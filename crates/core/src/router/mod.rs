@@ -63,6 +63,8 @@ pub struct Counters {
     pub accepted: u64,
     /// Those answered as duplicates.
     pub duplicates: u64,
+    /// Duplicates of the last counter that came with another id.
+    pub conflicts: u64,
     /// Those refused: stale, over, gap or fork.
     pub refused: u64,
     /// Records that can't be read.

@@ -50,8 +50,8 @@ pub struct GatewayMetrics {
     pub accepted: AtomicU64,
     /// Sends answered as accepted before.
     pub duplicates: AtomicU64,
-    /// Sends answered with another message's id under their counter (checklist row 24).
-    pub conflicts: AtomicU64,
+    /// Sends whose message before is not the one known.
+    pub forks: AtomicU64,
     /// Sends refused for good, here or by the router (`chat_messages_failed_total`).
     pub failed: AtomicU64,
     /// Sends whose append failed; the client tries again.

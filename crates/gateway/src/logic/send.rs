@@ -251,7 +251,7 @@ impl GatewayCore {
                 Status::Over
             }
             Verdict::Fork => {
-                add(&self.metrics.conflicts, 1);
+                add(&self.metrics.forks, 1);
                 Status::Fork
             }
             Verdict::Stale => Status::Stale,
