@@ -38,9 +38,10 @@ function changed() {
   const draw = () => {
     due = false;
     if (!chat) return;
-    if (document.hasFocus() && view.atEnd && view.shown === chat.openId) chat.look(chat.openId);
     view.draw();
     drawState();
+    // What was just drawn, at the end of the open conversation, has been seen.
+    if (document.hasFocus() && view.atEnd && view.shown) chat.look(view.shown);
   };
   if (document.visibilityState === "visible") requestAnimationFrame(draw);
   else setTimeout(draw, 200);

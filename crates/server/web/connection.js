@@ -11,6 +11,8 @@ const READY_WITHIN_MS = 15_000;
 const PONG_WITHIN_MS = 10_000;
 // Sooner when the browser has just said that its network went or came.
 const PROBE_WITHIN_MS = 3_000;
+// Within this after `reauth_required` a fresh token is fetched.
+const REAUTH_SPREAD_MS = 20_000;
 // Connections that the server announced to end, but didn't.
 const RECONNECT_GRACE_MS = 5_000;
 
@@ -114,8 +116,12 @@ export class Connection {
         if (this.ready) return; // The answer to a token given anew.
         Object.assign(this, { state: "ready", failures: 0, refused: false });
         return this.on.ready(update, this.hello);
-      case "reauth_required":
-        return this.authenticate();
+      case "reauth_required": {
+        // It comes 60 s before the end, to all that signed in together: not all ask at once.
+        const { socket } = this;
+        setTimeout(() => this.socket === socket && this.authenticate(), Math.random() * REAUTH_SPREAD_MS);
+        return;
+      }
       case "reconnect":
         this.comeBackAt = performance.now() + (update.after_ms ?? 0);
         this.leaveAt = this.comeBackAt + RECONNECT_GRACE_MS;

@@ -1,5 +1,7 @@
 // Drawing. Whatever people wrote gets onto the page as text and in no other way.
 
+import { NONE } from "./outbox.js";
+
 const day = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long" });
 const dayOfYear = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "long", year: "numeric" });
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
@@ -305,22 +307,23 @@ export class View {
     return row;
   }
 
+  // A change of members as a sentence.
   membersText(event, timeline) {
     const { chat } = this;
-    const name = (user) => (user === chat.me ? "you" : chat.people.name(user));
-    const start = (text) => text[0].toUpperCase() + text.slice(1);
-    const changes = event.changes ?? [];
+    const whom = (user) => (user === chat.me ? "you" : chat.people.name(user));
+    const who = (user) => (user === chat.me ? "You" : chat.people.name(user));
+    const list = (users, name) => users.slice(0, 5).map(name).join(", ") + (users.length > 5 ? ` and ${users.length - 5} more` : "");
     if (event.seq === 1 && timeline.kind === "direct") return "This is the beginning of your conversation.";
-    const others = changes.filter((c) => c.user !== event.user);
-    const names = others.slice(0, 5).map((c) => name(c.user)).join(", ") + (others.length > 5 ? ` and ${others.length - 5} more` : "");
-    if (event.seq === 1) return start(`${name(event.user)} created “${event.title || timeline.title}”${names ? ` with ${names}` : ""}`);
-    const leaves = changes.every((c) => (c.role ?? "none") === "none");
-    if (!others.length) return start(`${name(event.user)} ${leaves ? "left" : "joined"}`);
-    const who = event.user && event.user !== "0".repeat(16) ? name(event.user) : "";
-    if (leaves) return start(who ? `${who} removed ${names}` : `${names} left`);
-    const added = others.every((c) => c.role === "member" && !c.ended);
-    if (added) return start(who ? `${who} added ${names}` : `${names} joined`);
-    return start(`${names}: now ${[...new Set(others.map((c) => c.role))].join(", ")}`);
+    const changes = event.changes ?? [];
+    const others = changes.map((c) => c.user).filter((user) => user !== event.user);
+    const actor = event.user && event.user !== NONE ? who(event.user) : "";
+    if (event.seq === 1) return `${actor || "Somebody"} created “${event.title || timeline.title}”${others.length ? ` with ${list(others, whom)}` : ""}`;
+    const roles = new Set(changes.map((c) => c.role ?? "none"));
+    const joined = roles.size === 1 && (roles.has("member") || roles.has("reader"));
+    if (!others.length) return `${actor} ${roles.has("none") ? "left" : joined ? "joined" : `is now ${[...roles].join(", ")}`}`;
+    if (roles.size === 1 && roles.has("none")) return actor ? `${actor} removed ${list(others, whom)}` : `${list(others, who)} left`;
+    if (joined) return actor ? `${actor} added ${list(others, whom)}` : `${list(others, who)} joined`;
+    return `${list(others, who)}: now ${[...roles].join(", ")}`;
   }
 }
 
