@@ -17,5 +17,5 @@ pub use client_core::{
     AppEvent, ClientCore, Config, ConversationInfo, FailReason, LocalId, Mode, Output, Random,
     SendError, StoredBy,
 };
-pub use saved::{Cursor, Doubt, Lane, PersistOp, Queued, Refused, Saved};
+pub use saved::{Cursor, Lane, PersistOp, Queued, Refused, Saved};
 pub use store::{Store, StoreError};

@@ -8,12 +8,16 @@
 //!    (conversation, `sender`, `grant`); what follows waits without a counter.
 //! 2. A counter never passes to another message: it is given by `Numbered` and given up
 //!    only when it is decided (`Acked`, `Over`) or its sender is left for good (`Fresh`).
-//! 3. A message's previous id isn't stored: it is the id standing before it in 1., so a
-//!    replaced message changes it and nothing else can.
+//! 3. A message's previous id isn't stored: it is the id standing before it in 1. When that
+//!    changes, because a message before it was replaced, so does its own id ([`Lane::ids`]),
+//!    derived from both. So an id stands for everything before it under its sender and
+//!    grant, and whoever finds its own id under n knows what is under all counters below.
+//! 4. At most one numbered message is replaced at a time.
 
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
+use tidings_protocol::message_id;
 use tidings_protocol::wire::{Encoding, Kind};
 
 /// Everything that a client keeps: its outbox and its cursors.
@@ -52,8 +56,6 @@ pub struct Lane {
     pub queue: VecDeque<Queued>,
     /// How many of them, from the front, have a counter.
     pub numbered: usize,
-    /// Messages of which it isn't known whether they or empty ones in their place were accepted.
-    pub doubts: Vec<Doubt>,
 }
 
 /// A message in the outbox.
@@ -71,6 +73,8 @@ pub struct Queued {
     pub plain_bytes: u32,
     /// The body as it is sent.
     pub body: Bytes,
+    /// The id before it when it got its counter: under that previous id it is sent as `id`.
+    pub chained: u64,
     /// A gateway refused it for good after it had got its counter.
     pub refused: Option<Refused>,
 }
@@ -80,29 +84,10 @@ pub struct Queued {
 pub struct Refused {
     /// The id of the empty message.
     pub id: u64,
+    /// The id before it when it was made.
+    pub chained: u64,
     /// The error code that refused the message.
     pub code: String,
-}
-
-/// A message that was, or may have been, replaced, and whose counter was accepted in one form.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Doubt {
-    /// The client's own number for it.
-    pub local: u64,
-    /// Its counter, under the `sender` and `grant` that follow.
-    pub counter: u64,
-    /// The sender id it was numbered under.
-    pub sender: u64,
-    /// The grant it was numbered under.
-    pub grant: u64,
-    /// The id of the message itself.
-    pub id: u64,
-    /// The error code that refused it, if this outbox heard of one.
-    pub code: Option<String>,
-    /// Its seq is at least this.
-    pub from: u64,
-    /// Its seq is below this.
-    pub below: u64,
 }
 
 /// How far a client has come in a conversation.
@@ -129,7 +114,7 @@ pub enum PersistOp {
         /// The log's epoch.
         epoch: u32,
     },
-    /// The log is another one: cursors, counters and doubts mean nothing any more.
+    /// The log is another one: cursors and counters mean nothing any more.
     Reset {
         /// The new log's epoch.
         epoch: u32,
@@ -173,9 +158,6 @@ pub enum PersistOp {
         seq: u64,
         /// Now, microseconds since 1970.
         at: u64,
-        /// Those below `counter` and up to this one may have been replaced by another life
-        /// of this outbox.
-        unsure: u64,
     },
     /// The grant has ended: what is numbered loses its counter and waits for the next grant.
     /// Replaced messages leave the outbox, having failed.
@@ -192,7 +174,7 @@ pub enum PersistOp {
         /// The stand-in.
         refused: Refused,
     },
-    /// A message that has no counter, or is in doubt, is decided and leaves.
+    /// A message that has no counter is decided and leaves.
     Settled {
         /// Which lane.
         conversation: u64,
@@ -215,15 +197,29 @@ pub enum PersistOp {
     },
 }
 
+/// The id of a message whose previous id isn't the one it was numbered behind.
+pub(crate) fn chained_id(id: u64, previous: u64) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = message_id(id, previous, 0, 0);
+    u64::from_be_bytes([a, b, c, d, e, f, g, h]).max(1)
+}
+
 impl Queued {
-    /// The id it is sent under now.
-    pub fn current_id(&self) -> u64 {
-        self.refused.as_ref().map_or(self.id, |r| r.id)
+    /// The id it is sent under behind this one, itself or as the empty message in its place.
+    fn id_behind(&self, previous: u64, original: bool) -> u64 {
+        let (id, chained) = match &self.refused {
+            Some(refused) if !original => (refused.id, refused.chained),
+            _ => (self.id, self.chained),
+        };
+        if previous == chained {
+            id
+        } else {
+            chained_id(id, previous)
+        }
     }
 
-    /// Whether it is sent, or was, under this id.
-    pub fn has_id(&self, id: u64) -> bool {
-        self.id == id || self.refused.as_ref().is_some_and(|r| r.id == id)
+    /// Whether this id, behind this previous one, is the message itself.
+    pub(crate) fn is(&self, id: u64, previous: Option<u64>) -> bool {
+        self.id == id || previous.is_some_and(|p| chained_id(self.id, p) == id)
     }
 }
 
@@ -243,13 +239,36 @@ impl Lane {
         }
     }
 
-    /// The id that a message under this undecided counter names as the one before it.
-    pub fn previous_of(&self, counter: u64) -> u64 {
-        if counter <= self.acked.saturating_add(1) {
-            self.acked_id
-        } else {
-            self.under(counter - 1).map_or(0, Queued::current_id)
+    /// The ids under which the numbered messages are sent, rising by counter.
+    /// `original`: those that hold if a replaced message was accepted itself.
+    pub fn ids(&self, original: bool) -> Vec<u64> {
+        let mut previous = self.acked_id;
+        let numbered = self.queue.iter().take(self.numbered);
+        let next = |message: &Queued| {
+            previous = message.id_behind(previous, original);
+            previous
+        };
+        numbered.map(next).collect()
+    }
+
+    /// The undecided message that was replaced: its counter.
+    pub fn replaced(&self) -> Option<u64> {
+        let place = self
+            .queue
+            .iter()
+            .take(self.numbered)
+            .position(|m| m.refused.is_some())?;
+        Some(self.acked + 1 + place as u64)
+    }
+
+    /// Whether this outbox sent that id under that undecided counter; true: not as one of
+    /// the messages that stand in for a replaced one or behind it.
+    pub fn sent_as(&self, counter: u64, id: u64) -> Option<bool> {
+        let place = usize::try_from(counter.checked_sub(self.acked.saturating_add(1))?).ok()?;
+        if self.ids(false).get(place) == Some(&id) {
+            return Some(false);
         }
+        (self.ids(true).get(place) == Some(&id)).then_some(true)
     }
 
     /// Nothing accepted and still undecided has a seq at or below this.
@@ -280,7 +299,6 @@ impl Saved {
                 for lane in self.lanes.values_mut() {
                     lane.unnumber();
                     lane.sender = *sender;
-                    lane.doubts.clear();
                     lane.queue.retain(|m| m.refused.is_none());
                 }
             }
@@ -332,16 +350,34 @@ impl Lane {
                 self.answered_at = *at;
             }
             PersistOp::Numbered { count, .. } => {
-                self.numbered = (self.numbered + *count as usize).min(self.queue.len());
+                let mut previous = self.ids(false).last().copied().unwrap_or(self.acked_id);
+                for message in self
+                    .queue
+                    .iter_mut()
+                    .skip(self.numbered)
+                    .take(*count as usize)
+                {
+                    message.chained = previous;
+                    previous = message.id;
+                    self.numbered += 1;
+                }
             }
             PersistOp::Acked {
                 counter,
                 id,
                 seq,
                 at,
-                unsure,
                 ..
-            } => self.ack((*counter, *id, *seq), *at, *unsure),
+            } => {
+                while self.acked < *counter && self.numbered > 0 {
+                    self.queue.pop_front();
+                    self.acked += 1;
+                    self.numbered -= 1;
+                }
+                self.acked_id = *id;
+                self.acked_seq = self.acked_seq.max(*seq);
+                self.answered_at = *at;
+            }
             PersistOp::Over { .. } => {
                 let numbered = std::mem::take(&mut self.numbered);
                 let mut place = 0;
@@ -360,7 +396,6 @@ impl Lane {
                 }
             }
             PersistOp::Settled { local, .. } => {
-                self.doubts.retain(|d| d.local != *local);
                 let numbered = self.numbered;
                 let place = self
                     .queue
@@ -380,32 +415,5 @@ impl Lane {
             }
             _ => {}
         }
-    }
-
-    fn ack(&mut self, (counter, id, seq): (u64, u64, u64), at: u64, unsure: u64) {
-        let from = self.floor().saturating_add(1);
-        while self.acked < counter && self.numbered > 0 {
-            let Some(message) = self.queue.pop_front() else {
-                break;
-            };
-            self.acked += 1;
-            self.numbered -= 1;
-            let doubtful = message.refused.is_some() || self.acked <= unsure;
-            if doubtful && self.acked < counter {
-                self.doubts.push(Doubt {
-                    local: message.local,
-                    counter: self.acked,
-                    sender: self.sender,
-                    grant: self.grant,
-                    id: message.id,
-                    code: message.refused.map(|r| r.code),
-                    from,
-                    below: seq,
-                });
-            }
-        }
-        self.acked_id = id;
-        self.acked_seq = self.acked_seq.max(seq);
-        self.answered_at = at;
     }
 }

@@ -21,6 +21,7 @@ use tokio_tungstenite::tungstenite::{Message, Utf8Bytes};
 /// whose acks are never written.
 async fn serve(stream: TcpStream, server: Arc<Mutex<Server>>, drop_after: usize) {
     let mut format = Format::Proto;
+    #[allow(clippy::result_large_err)] // The library's own type.
     let accept = |request: &Request, mut response: Response| {
         let name = request.headers()["sec-websocket-protocol"].clone();
         format = Format::negotiate(name.to_str().expect("ascii")).expect("a known format");

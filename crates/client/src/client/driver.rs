@@ -294,7 +294,12 @@ impl Driver {
             tracing::warn!("a message of the other format");
         } else {
             match decode_server_frame(format, payload) {
-                Ok(frame) => return self.core.frame(self.clock.now(), frame),
+                Ok(frame) => {
+                    if let Some(watch) = &mut self.watch {
+                        watch(Traffic::In(&frame));
+                    }
+                    return self.core.frame(self.clock.now(), frame);
+                }
                 Err(error) => tracing::warn!(%error, "a frame that can't be read"),
             }
         }

@@ -203,7 +203,6 @@ impl ClientCore {
         });
         self.send_watch();
         self.want_sync(now);
-        self.look_into_doubts(now);
         self.pump_all(now);
     }
 

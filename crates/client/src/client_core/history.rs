@@ -261,20 +261,11 @@ impl ClientCore {
     /// The log is another one: nothing known of it counts.
     pub(super) fn reset(&mut self, epoch: u32) {
         let sender = self.random_id();
-        let doubts: Vec<(u64, u64)> = (self.saved.lanes.iter())
-            .flat_map(|(&c, lane)| lane.doubts.iter().map(move |d| (c, d.local)))
-            .collect();
         let refused: Vec<(u64, u64, String)> = (self.saved.lanes.iter())
             .flat_map(|(&c, lane)| lane.queue.iter().map(move |m| (c, m)))
             .filter_map(|(c, m)| Some((c, m.local, m.refused.as_ref()?.code.clone())))
             .collect();
         self.persist(PersistOp::Reset { epoch, sender });
-        for (conversation, local) in doubts {
-            self.app(AppEvent::Unknown {
-                conversation,
-                local: super::LocalId(local),
-            });
-        }
         for (conversation, local, code) in refused {
             self.fail(conversation, local, super::FailReason::Refused(code));
         }

@@ -1,17 +1,18 @@
 //! Finding out from the history what became of messages.
 //!
-//! Five things need it: an outbox that is a copy, messages that waited when the client started, a sender id that the server may have
-//! forgotten, a grant that ended while a gateway refuses to ask the router, and a replaced
-//! message of which either form may have been accepted. A lookup reads every seq from the
-//! last one known to be this lane's up to the head that the answer named; nothing of the
-//! old lineage can be accepted after that head, so what isn't found never was. An outbox
-//! that is a copy reads on to the head that a sync of this connection told: the other one
-//! may have sent the same messages under a fresh sender id of its own.
+//! Four things need it: an outbox that is a copy, a sender id that the server may have
+//! forgotten, messages that waited when the client started, and a grant that ended while a
+//! gateway refuses to ask the router. A lookup reads every seq from the last one known to be
+//! this lane's up to the head that the answer named; nothing of the old lineage can be
+//! accepted after that head, so what isn't found never was. An outbox that is a copy reads
+//! on to the head that a sync of this connection told: the other one may have sent the same
+//! messages under a fresh sender id of its own.
 
 use std::collections::BTreeMap;
 
 use tidings_protocol::wire;
 
+use super::outbox::OWN_IDS_MAX;
 use super::{AppEvent, ClientCore, FailReason, LocalId, PENDING_MAX, Purpose, SECOND};
 use crate::saved::PersistOp;
 
@@ -28,8 +29,6 @@ pub(super) enum Why {
     Expired,
     /// The grant has ended and a gateway lets no send through that would bring the answer.
     Ended,
-    /// Which form of a replaced message was accepted.
-    Doubts,
     /// Whether messages that waited at the start were sent by another life of this outbox.
     Restored,
 }
@@ -49,6 +48,8 @@ pub(super) struct Lookup {
     failures: u32,
     /// What was found of the lane's messages.
     found: BTreeMap<u64, wire::Event>,
+    /// Ids of the user's own events in the range, by sender, grant and counter.
+    ids: BTreeMap<(u64, u64, u64), u64>,
     /// Some seqs in the range are hidden from the user.
     hidden: bool,
     /// The event that ended the lane's grant was seen.
@@ -65,6 +66,13 @@ impl Lookup {
         matches!(self.why, Why::Copy { .. } | Why::Expired)
     }
 
+    /// What it waited for is there.
+    pub(super) fn hurry(&mut self, now: u64) {
+        if !self.synced {
+            self.retry_at = now;
+        }
+    }
+
     pub(super) fn retry_at(&self) -> Option<u64> {
         (!self.asked).then_some(self.retry_at)
     }
@@ -77,8 +85,10 @@ impl ClientCore {
             return;
         };
         let (grant, mut at) = (lane.grant, lane.floor() + 1);
-        if why == Why::Doubts {
-            at = lane.doubts.iter().map(|d| d.from).min().unwrap_or(at);
+        if why == Why::Restored && !lane.over {
+            // They waited all the time, so every event up to there was held against them as it
+            // came. What an ended grant left was numbered then, and wasn't looked for.
+            at = self.inbox(conversation).looked + 1;
         }
         let flow = self.flow(conversation);
         if flow
@@ -97,6 +107,7 @@ impl ClientCore {
             retry_at: now,
             failures: 0,
             found: BTreeMap::new(),
+            ids: BTreeMap::new(),
             hidden: false,
             ended: false,
         });
@@ -120,25 +131,6 @@ impl ClientCore {
             // The user came into the conversation after the sync.
             None if flow.may_write() && flow.ask_grant() => self.want_sync(now),
             None => {}
-        }
-    }
-
-    /// Looks for replaced messages that are in doubt.
-    pub(super) fn look_into_doubts(&mut self, now: u64) {
-        let doubtful: Vec<(u64, u64)> = (self.busy.iter())
-            .filter_map(|&c| {
-                let lane = self.saved.lanes.get(&c)?;
-                lane.doubts
-                    .iter()
-                    .map(|d| d.below)
-                    .max()
-                    .map(|below| (c, below))
-            })
-            .collect();
-        for (conversation, below) in doubtful {
-            if self.flow(conversation).lookup.is_none() {
-                self.look_up(now, conversation, Why::Doubts, below.saturating_sub(1));
-            }
         }
     }
 
@@ -212,9 +204,26 @@ impl ClientCore {
             lookup.ended |= changes
                 .into_iter()
                 .any(|c| c.user == user && c.ended != 0 && c.ended == lane.grant);
-            if event.user == user
-                && let Some(message) = lane.queue.iter().find(|m| m.has_id(event.id))
-            {
+            if event.user != user {
+                continue;
+            }
+            let before = event.counter.wrapping_sub(1);
+            let base = (event.sender, event.grant, before) == (lane.sender, lane.grant, lane.acked);
+            let previous = match before {
+                _ if base => Some(lane.acked_id),
+                0 => Some(0),
+                _ => lookup
+                    .ids
+                    .get(&(event.sender, event.grant, before))
+                    .copied(),
+            };
+            if lookup.ids.len() >= OWN_IDS_MAX {
+                lookup.ids.pop_first();
+            }
+            lookup
+                .ids
+                .insert((event.sender, event.grant, event.counter), event.id);
+            if let Some(message) = lane.queue.iter().find(|m| m.is(event.id, previous)) {
                 lookup.found.insert(message.local, event.clone());
             }
         }
@@ -245,23 +254,6 @@ impl ClientCore {
             }
             // Those sent were settled while reading.
             Why::Restored => self.flow(conversation).restored = false,
-            Why::Doubts => {
-                let lane = self.saved.lanes.get(&conversation);
-                let left: Vec<u64> = lane
-                    .map(|l| l.doubts.iter().filter(|d| d.below <= lookup.to + 1))
-                    .into_iter()
-                    .flatten()
-                    .map(|d| d.local)
-                    .collect();
-                for local in left {
-                    self.app(AppEvent::Unknown {
-                        conversation,
-                        local: LocalId(local),
-                    });
-                    self.settle(conversation, local);
-                }
-                self.look_into_doubts(now);
-            }
         }
         self.look_for_restored(now, conversation);
         self.pump(now, conversation);
@@ -281,8 +273,8 @@ impl ClientCore {
         let mut fates = Vec::new();
         for (place, message) in lane.queue.iter().enumerate() {
             let fate = match (lookup.found.get(&message.local), &message.refused) {
-                (Some(event), _) if event.id == message.id => Fate::Sent(event.clone()),
-                // Neither form was or will be accepted under the old sender id, or the empty one was.
+                (Some(event), _) => Fate::Sent(event.clone()),
+                // It itself wasn't accepted and never will be under the old sender id.
                 (_, Some(refused)) => Fate::Failed(refused.code.clone()),
                 // The hidden part may hold it: twice would be worse than saying so.
                 (None, None) if lookup.hidden && place < lane.numbered => Fate::Unknown,

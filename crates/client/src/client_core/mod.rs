@@ -132,7 +132,7 @@ pub struct ClientCore {
     inboxes: BTreeMap<u64, Inbox>,
     behind: BTreeSet<u64>,
     flows: BTreeMap<u64, Flow>,
-    /// Conversations with something in the outbox or in doubt.
+    /// Conversations with something in the outbox.
     busy: BTreeSet<u64>,
     in_flight: usize,
     queued: usize,
@@ -182,7 +182,7 @@ impl ClientCore {
             core.flows.insert(conversation, Flow::new(lane));
             core.queued += lane.queue.len();
             core.queued_bytes += lane.queue.iter().map(|m| m.body.len()).sum::<usize>();
-            if !lane.queue.is_empty() || !lane.doubts.is_empty() {
+            if !lane.queue.is_empty() {
                 core.busy.insert(conversation);
             }
         }
@@ -262,6 +262,7 @@ impl ClientCore {
             encoding,
             plain_bytes,
             body,
+            chained: 0,
             refused: None,
         };
         self.persist(PersistOp::Queued {

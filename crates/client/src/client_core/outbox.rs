@@ -18,6 +18,8 @@
 //! client asks again, gets the same answer and tells it again. What the client decides
 //! itself (a message too long, one withdrawn) is saved first.
 
+use std::collections::BTreeMap;
+
 use tidings_protocol::codes::Remedy;
 use tidings_protocol::wire::{self, Ack, Encoding, Event, Kind, Role, Status, command};
 use tidings_protocol::{ErrorCode, message_id};
@@ -33,11 +35,16 @@ const RESEND_LAST: u64 = 120 * SECOND;
 const PAUSE_MIN: u64 = 100_000;
 /// How long a gateway that says `forbidden` against the router's word is left alone, at most.
 const FORBIDDEN_PAUSE_MAX: u64 = 300 * SECOND;
-/// An empty message refused for good is beyond what the protocol knows; it is tried this often.
-const EMPTY_REFUSED_PAUSE: u64 = 30 * SECOND;
+/// While a replaced message isn't decided, a further refusal for good is waited out this
+/// long, or until an answer decides it.
+const REPLACED_PAUSE: u64 = 30 * SECOND;
 /// After this long without an answer the server may have forgotten a sender id (it counts
 /// them for 400 days).
 const SENDER_AGE_MAX: u64 = 365 * 86_400 * SECOND;
+
+/// Own events remembered while it matters which id stood before another. Messages are in
+/// doubt only as far back as the last start.
+pub(super) const OWN_IDS_MAX: usize = 4096;
 
 /// What a lane does on the present connection.
 #[derive(Debug, Default)]
@@ -59,10 +66,11 @@ pub(super) struct Flow {
     /// may have been sent since, under whatever sender id and grant: none gets a counter
     /// before the history since the saved cursor was looked through for them.
     pub(super) restored: bool,
-    /// Counters up to this one were given before this start. If what was saved is an old
-    /// backup, a later life may have replaced one of them, and the id of a message behind it
-    /// doesn't tell: only an answer or an event naming the message itself does.
-    unsure: u64,
+    /// Counters up to this one, under the lane's sender id and grant, were given before this
+    /// start: an old backup holds as undecided what a later life may have numbered anew.
+    restored_to: u64,
+    /// Ids of the user's own events as they were examined, by sender, grant and counter.
+    own_ids: BTreeMap<(u64, u64, u64), u64>,
     /// How many of the messages in flight are this lane's.
     flying: usize,
     pub(super) lookup: Option<Lookup>,
@@ -75,7 +83,7 @@ impl Flow {
         Flow {
             known: (lane.grant, grant),
             restored: lane.queue.len() > lane.numbered,
-            unsure: lane.last_counter(),
+            restored_to: lane.last_counter(),
             ..Flow::default()
         }
     }
@@ -89,12 +97,35 @@ impl Flow {
         !std::mem::replace(&mut self.asked_grant, true)
     }
 
+    /// The id before an own event's under its sender and grant, if it is known; remembers the event's.
+    fn previous_of(&mut self, lane: &Lane, event: &Event) -> Option<u64> {
+        let before = event.counter.checked_sub(1)?;
+        if self.restored || self.restored_to > lane.acked || self.lookup.is_some() {
+            if self.own_ids.len() >= OWN_IDS_MAX {
+                self.own_ids.pop_first();
+            }
+            self.own_ids
+                .insert((event.sender, event.grant, event.counter), event.id);
+        }
+        if (event.sender, event.grant, before) == (lane.sender, lane.grant, lane.acked) {
+            return Some(lane.acked_id);
+        }
+        match before {
+            0 => Some(0),
+            _ => self
+                .own_ids
+                .get(&(event.sender, event.grant, before))
+                .copied(),
+        }
+    }
+
     /// Forgets what rests on a connection.
     fn down(&mut self) {
         *self = Flow {
             known: self.known,
             restored: self.restored,
-            unsure: self.unsure,
+            restored_to: self.restored_to,
+            own_ids: std::mem::take(&mut self.own_ids),
             ..Flow::default()
         };
     }
@@ -125,30 +156,11 @@ impl ClientCore {
         let Some(lane) = self.saved.lanes.get(&conversation) else {
             return;
         };
-        let number = (event.sender, event.grant, event.counter);
-        let doubt = lane
-            .doubts
-            .iter()
-            .find(|d| (d.sender, d.grant, d.counter) == number);
-        if let Some(doubt) = doubt.cloned() {
-            if event.id == doubt.id {
-                self.sent(conversation, doubt.local, event);
-            } else {
-                let code = doubt
-                    .code
-                    .unwrap_or_else(|| ErrorCode::Refused.as_str().into());
-                let reason = FailReason::Refused(code);
-                self.fail(conversation, doubt.local, reason);
-            }
-            self.settle(conversation, doubt.local);
-            return;
-        }
-        // Another copy of this outbox sent a message that waits here without a counter.
-        let elsewhere = lane
-            .queue
-            .iter()
-            .skip(lane.numbered)
-            .find(|m| m.id == event.id);
+        let flow = self.flows.entry(conversation).or_default();
+        let previous = flow.previous_of(lane, event);
+        // Another life of this outbox sent a message that waits here without a counter.
+        let mut waiting = lane.queue.iter().skip(lane.numbered);
+        let elsewhere = waiting.find(|m| m.is(event.id, previous));
         if let Some(local) = elsewhere.map(|m| m.local) {
             self.sent(conversation, local, event);
             self.settle(conversation, local);
@@ -218,7 +230,7 @@ impl ClientCore {
         }
         let n = ack.counter;
         if n > lane.acked {
-            if !lane.under(n).is_some_and(|m| m.has_id(ack.id)) {
+            if lane.sent_as(n, ack.id).is_none() {
                 self.look_up(now, conversation, Why::Copy { stale: false }, ack.head);
                 return;
             }
@@ -263,7 +275,9 @@ impl ClientCore {
         let Some(lane) = self.saved.lanes.get(&conversation) else {
             return;
         };
-        let unsure = self.flows.get(&conversation).map_or(0, |f| f.unsure);
+        let Some(original) = lane.sent_as(ack.counter, ack.id) else {
+            return;
+        };
         let mut decided = Vec::new();
         let mut own = None;
         for counter in lane.acked + 1..=ack.counter {
@@ -271,11 +285,10 @@ impl ClientCore {
                 break;
             };
             let last = counter == ack.counter;
-            let outcome = match &message.refused {
-                Some(refused) if last && refused.id == ack.id => Err(Some(refused.code.clone())),
-                Some(_) if !last => Err(None),
-                None if !last && counter <= unsure => Err(None),
-                _ => Ok(if last { ack.seq } else { 0 }),
+            let refused = message.refused.as_ref().filter(|_| !original);
+            let outcome = match refused {
+                Some(refused) => Err(refused.code.clone()),
+                None => Ok(if last { ack.seq } else { 0 }),
             };
             if last && ack.seq > 0 && self.user != 0 {
                 let stand_in = outcome.is_err();
@@ -305,7 +318,6 @@ impl ClientCore {
             }
             decided.push((message.local, message.body.len(), counter, outcome));
         }
-        let mut doubtful = false;
         for (local, bytes, counter, outcome) in decided {
             match outcome {
                 Ok(seq) => self.app(AppEvent::Sent {
@@ -314,8 +326,7 @@ impl ClientCore {
                     seq,
                     message_id: message_id(conversation, ack.sender, ack.grant, counter),
                 }),
-                Err(Some(code)) => self.fail(conversation, local, FailReason::Refused(code)),
-                Err(None) => doubtful = true,
+                Err(code) => self.fail(conversation, local, FailReason::Refused(code)),
             }
             self.leaves(bytes);
         }
@@ -327,7 +338,6 @@ impl ClientCore {
             id,
             seq,
             at,
-            unsure,
         });
         let flow = self.flow(conversation);
         flow.next = flow.next.max(counter + 1);
@@ -339,9 +349,6 @@ impl ClientCore {
         if let Some(event) = own {
             self.offer(now, event);
             self.advance(now, conversation);
-        }
-        if doubtful {
-            self.look_into_doubts(now);
         }
     }
 
@@ -378,7 +385,7 @@ impl ClientCore {
         }
         let flow = self.flow(conversation);
         // A later life may have sent under the next grant what a backup still has under this one.
-        flow.restored |= acked < std::mem::take(&mut flow.unsure);
+        flow.restored |= acked < std::mem::take(&mut flow.restored_to);
         self.recount(conversation);
         self.still_busy(conversation);
         self.grant_ended(now, conversation, grant);
@@ -412,6 +419,13 @@ impl ClientCore {
             return;
         };
         let stands_in = message.refused.is_some();
+        let another = lane.replaced().is_some_and(|c| c != counter);
+        let place = usize::try_from(counter - lane.acked - 1).unwrap_or(usize::MAX);
+        let ids = lane.ids(false);
+        let chained = place
+            .checked_sub(1)
+            .and_then(|p| ids.get(p).copied())
+            .unwrap_or(lane.acked_id);
         let code = ErrorCode::from_name(&error.code);
         let remedy = match code.map(ErrorCode::remedy) {
             Some(remedy) => remedy,
@@ -435,11 +449,13 @@ impl ClientCore {
                 flow.refusals += 1;
                 self.want_sync(now);
             }
-            Remedy::Never if stands_in => pause = EMPTY_REFUSED_PAUSE,
+            // One at a time: the next is refused again when the first is decided.
+            Remedy::Never if stands_in || another => pause = REPLACED_PAUSE,
             Remedy::Never => {
                 pause = 0;
                 let refused = Refused {
                     id: self.random_id(),
+                    chained,
                     code: error.code.clone(),
                 };
                 self.persist(PersistOp::Replaced {
@@ -487,7 +503,7 @@ impl ClientCore {
             });
             let flow = self.flow(conversation);
             (flow.next, flow.gap_at, flow.fork_at) = (1, None, None);
-            flow.unsure = 0;
+            flow.restored_to = 0;
         }
         let room = self.room();
         let Some(lane) = self.saved.lanes.get(&conversation) else {
@@ -519,8 +535,14 @@ impl ClientCore {
             });
         }
         let count = (unsent + fresh).min(room);
+        let ids = self
+            .saved
+            .lanes
+            .get(&conversation)
+            .map(|l| l.ids(false))
+            .unwrap_or_default();
         for counter in next..next + count as u64 {
-            self.put(conversation, counter);
+            self.put(conversation, counter, &ids);
         }
         self.allowance = self.allowance.saturating_sub(count as u64 * SECOND);
         let flow = self.flow(conversation);
@@ -579,12 +601,19 @@ impl ClientCore {
         }
     }
 
-    fn put(&mut self, conversation: u64, counter: u64) {
+    /// Puts a message on the connection; `ids`: those of the lane's undecided counters.
+    fn put(&mut self, conversation: u64, counter: u64, ids: &[u64]) {
         let Some(lane) = self.saved.lanes.get(&conversation) else {
             return;
         };
-        let Some(message) = lane.under(counter) else {
+        let place = usize::try_from(counter - lane.acked - 1).unwrap_or(usize::MAX);
+        let (Some(message), Some(&id)) = (lane.queue.get(place), ids.get(place)) else {
             return;
+        };
+        let previous = if place == 0 {
+            lane.acked_id
+        } else {
+            ids[place - 1]
         };
         let stand_in = message.refused.is_some();
         let send = wire::Send {
@@ -592,8 +621,8 @@ impl ClientCore {
             sender: lane.sender,
             grant: lane.grant,
             counter,
-            id: message.current_id(),
-            previous: lane.previous_of(counter),
+            id,
+            previous,
             kind: if stand_in { Kind::Empty } else { message.kind }.into(),
             body: if stand_in {
                 Default::default()
@@ -714,6 +743,10 @@ impl ClientCore {
                 let head = self.inbox(conversation).head;
                 self.look_up(now, conversation, Why::Ended, head);
             }
+            if let Some(lookup) = &mut self.flow(conversation).lookup {
+                lookup.hurry(now);
+                self.tick_lookup(now, conversation);
+            }
             self.look_for_restored(now, conversation);
             self.pump(now, conversation);
         }
@@ -745,7 +778,7 @@ impl ClientCore {
 
     // Bookkeeping of single messages.
 
-    /// A message without a counter, or in doubt, is decided.
+    /// A message without a counter is decided.
     pub(super) fn settle(&mut self, conversation: u64, local: u64) {
         let lane = self.saved.lanes.get(&conversation);
         let queued = lane.and_then(|l| l.queue.iter().find(|m| m.local == local));
@@ -766,7 +799,7 @@ impl ClientCore {
 
     pub(super) fn still_busy(&mut self, conversation: u64) {
         let lane = self.saved.lanes.get(&conversation);
-        if lane.is_none_or(|l| l.queue.is_empty() && l.doubts.is_empty()) {
+        if lane.is_none_or(|l| l.queue.is_empty()) {
             self.busy.remove(&conversation);
         }
     }

@@ -7,7 +7,7 @@
 use bytes::Bytes;
 use tidings_protocol::wire::{Encoding, Kind};
 
-use crate::saved::{Cursor, Doubt, Lane, PersistOp, Queued, Refused, Saved};
+use crate::saved::{Cursor, Lane, PersistOp, Queued, Refused, Saved};
 
 pub(super) fn put_saved(out: &mut Vec<u8>, saved: &Saved) {
     u32(out, saved.epoch);
@@ -32,15 +32,6 @@ pub(super) fn put_saved(out: &mut Vec<u8>, saved: &Saved) {
         lane.queue
             .iter()
             .for_each(|message| put_message(out, message));
-        count(out, lane.doubts.len());
-        for doubt in &lane.doubts {
-            let d = doubt;
-            for number in [d.local, d.counter, d.sender, d.grant, d.id, d.from, d.below] {
-                u64(out, number);
-            }
-            out.push(d.code.is_some().into());
-            bytes(out, d.code.as_deref().unwrap_or_default().as_bytes());
-        }
     }
     put_cursors(out, saved.cursors.iter().map(|(c, k)| (*c, k)));
 }
@@ -72,22 +63,6 @@ pub(super) fn saved(payload: &[u8]) -> Option<Saved> {
         }
         if lane.numbered > lane.queue.len() {
             return None;
-        }
-        for _ in 0..r.u32()? {
-            lane.doubts.push(Doubt {
-                local: r.u64()?,
-                counter: r.u64()?,
-                sender: r.u64()?,
-                grant: r.u64()?,
-                id: r.u64()?,
-                from: r.u64()?,
-                below: r.u64()?,
-                code: {
-                    let there = r.bool()?;
-                    let code = r.text()?;
-                    there.then_some(code)
-                },
-            });
         }
         saved.lanes.insert(conversation, lane);
     }
@@ -143,10 +118,9 @@ pub(super) fn put_op(out: &mut Vec<u8>, op: &PersistOp) {
             id,
             seq,
             at,
-            unsure,
         } => {
             out.push(7);
-            for number in [*conversation, *counter, *id, *seq, *at, *unsure] {
+            for number in [*conversation, *counter, *id, *seq, *at] {
                 u64(out, number);
             }
         }
@@ -160,7 +134,7 @@ pub(super) fn put_op(out: &mut Vec<u8>, op: &PersistOp) {
             refused,
         } => {
             out.push(9);
-            [*conversation, *counter, refused.id]
+            [*conversation, *counter, refused.id, refused.chained]
                 .into_iter()
                 .for_each(|n| u64(out, n));
             bytes(out, refused.code.as_bytes());
@@ -220,7 +194,6 @@ pub(super) fn op(payload: &[u8]) -> Option<PersistOp> {
             id: r.u64()?,
             seq: r.u64()?,
             at: r.u64()?,
-            unsure: r.u64()?,
         },
         8 => PersistOp::Over {
             conversation: r.u64()?,
@@ -230,6 +203,7 @@ pub(super) fn op(payload: &[u8]) -> Option<PersistOp> {
             counter: r.u64()?,
             refused: Refused {
                 id: r.u64()?,
+                chained: r.u64()?,
                 code: r.text()?,
             },
         },
@@ -262,10 +236,12 @@ fn put_message(out: &mut Vec<u8>, message: &Queued) {
     out.push(message.kind as u8);
     out.push(message.encoding as u8);
     u32(out, message.plain_bytes);
+    u64(out, message.chained);
     bytes(out, &message.body);
     out.push(message.refused.is_some().into());
     if let Some(refused) = &message.refused {
         u64(out, refused.id);
+        u64(out, refused.chained);
         bytes(out, refused.code.as_bytes());
     }
 }
@@ -351,10 +327,12 @@ impl<'a> Reader<'a> {
             kind: Kind::try_from(i32::from(self.byte()?)).ok()?,
             encoding: Encoding::try_from(i32::from(self.byte()?)).ok()?,
             plain_bytes: self.u32()?,
+            chained: self.u64()?,
             body: Bytes::copy_from_slice(self.bytes()?),
             refused: match self.bool()? {
                 true => Some(Refused {
                     id: self.u64()?,
+                    chained: self.u64()?,
                     code: self.text()?,
                 }),
                 false => None,

@@ -6,10 +6,11 @@
 // Each test binary uses its own part of this.
 #![allow(dead_code, unused_imports)]
 
+pub mod bench;
 mod server;
 mod world;
 
-pub use server::{CONVERSATION, Conversation, ME, Server, send_of};
+pub use server::{CONVERSATION, Conversation, ME, OTHER, Server, send_of};
 pub use world::{Faults, World};
 
 /// Numbers from a seed (splitmix64).

@@ -576,11 +576,7 @@ impl World {
                 d.seen.get(&id).copied() == Some(c.events.len() as u64)
             };
             d.core.outbox_len() == 0
-                && d.core
-                    .snapshot()
-                    .lanes
-                    .values()
-                    .all(|l| l.queue.is_empty() && l.doubts.is_empty())
+                && d.core.snapshot().lanes.values().all(|l| l.queue.is_empty())
                 && self.server.conversations.iter().all(all)
         })
     }
