@@ -436,8 +436,11 @@ impl Workers {
         let first = worker::bind(config.server.listen)
             .with_context(|| format!("server.listen: can't listen on {}", config.server.listen))?;
         let address = first.local_addr().context("server.listen has no address")?;
-        if !address.ip().is_loopback() {
-            tracing::warn!(%address, "plain connections are taken from outside this machine: put TLS in front, or use server.listen_tls");
+        if !address.ip().is_loopback() && !config.server.plain_from_outside {
+            tracing::warn!(
+                %address,
+                "plain connections of other machines are refused: use server.listen_tls, or server.plain_from_outside behind a proxy that ends TLS"
+            );
         }
         let mut listeners = vec![(first, None)];
         for _ in 1..count {
@@ -501,6 +504,7 @@ impl Workers {
         };
         io.policy.subprotocols = host::subprotocols();
         io.policy.origins = config.server.origins.clone();
+        io.plain_from_outside = config.server.plain_from_outside;
         io.frames_per_second = config.limits.frames_per_second;
         io.frame_burst = config.limits.frames_per_second.saturating_mul(2);
         let settings = Settings {

@@ -38,6 +38,16 @@ pub struct WorkerConfig {
     pub read_turn_bytes_max: usize,
     /// Connections accepted before the sessions have their turn.
     pub accepts_turn_max: usize,
+    /// Whether unencrypted connections of other machines are taken: only behind a proxy that ends
+    /// TLS (row 40).
+    pub plain_from_outside: bool,
+}
+
+impl WorkerConfig {
+    /// Whether a connection may be taken at all: encrypted, of this machine, or by configuration.
+    pub(super) fn admits(&self, is_tls: bool, peer: std::net::IpAddr) -> bool {
+        is_tls || self.plain_from_outside || peer.to_canonical().is_loopback()
+    }
 }
 
 impl Default for WorkerConfig {
@@ -60,6 +70,7 @@ impl Default for WorkerConfig {
             frame_burst: 200,
             read_turn_bytes_max: 256 << 10,
             accepts_turn_max: 64,
+            plain_from_outside: false,
         }
     }
 }
@@ -85,6 +96,32 @@ impl PoolLimits {
             unauthenticated_max: (connections_max / 10).max(1),
             unauthenticated_per_ip_max: 20,
             exempt_loopback: false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unencrypted_connections_come_from_this_machine_only() {
+        let closed = WorkerConfig::default();
+        let open = WorkerConfig {
+            plain_from_outside: true,
+            ..WorkerConfig::default()
+        };
+        for (peer, plain) in [
+            ("127.0.0.9", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("10.0.0.1", false),
+            ("::ffff:10.0.0.1", false),
+            ("2001:db8::1", false),
+        ] {
+            let peer = peer.parse().expect("an address");
+            assert_eq!(closed.admits(false, peer), plain, "{peer}");
+            assert!(closed.admits(true, peer) && open.admits(false, peer));
         }
     }
 }

@@ -304,6 +304,9 @@ impl<H: Handler> Worker<H> {
 
     fn accepted(&mut self, stream: mio::net::TcpStream, peer: std::net::SocketAddr) {
         add(&self.io.stats.accepted, 1);
+        if !self.io.config.admits(self.tls.is_some(), peer.ip()) {
+            return self.refuse(stream, 403);
+        }
         let unproven = match self.io.pool.admit(peer.ip()) {
             Ok(unproven) => unproven,
             Err(status) => return self.refuse(stream, status),

@@ -276,7 +276,13 @@ mod tests {
     #[test]
     fn nobodys_hash_costs_a_whole_check_and_matches_nothing() {
         let nobody = hash_of_nothing().expect("random numbers");
-        let verdict = argon().expect("good parameters").verify_password(b"anything", nobody.0.as_str());
-        assert_eq!(verdict, Err(argon2::password_hash::Error::PasswordInvalid), "computed and compared, not refused by its form");
+        let verdict = argon()
+            .expect("good parameters")
+            .verify_password(b"anything", nobody.0.as_str());
+        assert_eq!(
+            verdict,
+            Err(argon2::password_hash::Error::PasswordInvalid),
+            "computed and compared, not refused by its form"
+        );
     }
 }

@@ -47,6 +47,8 @@ pub struct Server {
     pub tls_certificate: String,
     /// PEM file of the private key, mode 0600.
     pub tls_key: String,
+    /// Whether plain connections of other machines are taken: only behind a proxy that ends TLS.
+    pub plain_from_outside: bool,
     /// Origins of pages that may open a WebSocket, beside the server's own; exact, e.g. `https://app.example.com`.
     pub origins: Vec<String>,
     /// Gateway workers; 0: one a core.
@@ -66,6 +68,7 @@ impl Default for Server {
             listen_tls: String::new(),
             tls_certificate: String::new(),
             tls_key: String::new(),
+            plain_from_outside: false,
             origins: Vec::new(),
             workers: 0,
             connections_max: 100_000,

@@ -25,6 +25,10 @@ use tower::ServiceExt;
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
+/// Marks requests that came over TLS.
+#[derive(Clone, Copy, Debug)]
+pub struct OverTls;
+
 /// Connections served at once; beyond it new ones are closed before anything is done for them.
 const CONNECTIONS_MAX: usize = 4096;
 
@@ -63,6 +67,7 @@ async fn serve(
     } = connection;
     stream.set_nonblocking(true)?;
     let stream = TcpStream::from_std(stream)?;
+    let is_tls = tls.is_some();
     let socket = match tls {
         None => Socket::Plain(stream),
         Some(tls) => Socket::Tls(stream, tls),
@@ -74,6 +79,9 @@ async fn serve(
     });
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(Peer(peer));
+        if is_tls {
+            request.extensions_mut().insert(OverTls);
+        }
         router.clone().oneshot(request)
     });
     hyper::server::conn::http1::Builder::new()

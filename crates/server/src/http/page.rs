@@ -60,7 +60,17 @@ pub async fn version() -> impl IntoResponse {
 
 /// Sets the security headers of every answer.
 pub async fn headers(request: Request, next: Next) -> Response {
+    let is_tls = request
+        .extensions()
+        .get::<super::adopt::OverTls>()
+        .is_some();
     let mut response = next.run(request).await;
+    if is_tls {
+        response.headers_mut().insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static("max-age=31536000"),
+        );
+    }
     for (name, value) in [
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
