@@ -1,0 +1,71 @@
+//! What the kernel says about a process, and where a process may run.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+/// CPU time of a whole process so far, threads that have ended included, in nanoseconds.
+pub fn cpu_ns(pid: u32) -> io::Result<u64> {
+    let mut clock = 0;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: both calls write to the variable they are given and to nothing else.
+    let failed = unsafe {
+        let pid = pid as libc::pid_t;
+        libc::clock_getcpuclockid(pid, &mut clock) != 0 || libc::clock_gettime(clock, &mut time) != 0
+    };
+    if failed {
+        return Err(io::Error::other("the process has no CPU clock: it has ended"));
+    }
+    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
+}
+
+fn kib(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Bytes that only this process holds and has written to: what it costs the machine.
+pub fn private_dirty(pid: u32) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
+    kib(&text, "Private_Dirty:").map(|k| k * 1024).ok_or_else(|| io::Error::other("no Private_Dirty"))
+}
+
+/// Resident bytes.
+pub fn resident(pid: u32) -> io::Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    kib(&text, "VmRSS:").map(|k| k * 1024).ok_or_else(|| io::Error::other("no VmRSS"))
+}
+
+/// Lets a child run on one core only; on a machine with one core it changes nothing.
+pub fn pin(command: &mut Command, core: usize) {
+    if std::thread::available_parallelism().map_or(1, usize::from) <= core {
+        return;
+    }
+    // SAFETY: between fork and exec only a system call on a local variable is made.
+    unsafe {
+        command.pre_exec(move || {
+            let mut set: libc::cpu_set_t = std::mem::zeroed();
+            libc::CPU_SET(core, &mut set);
+            if libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Raises the limit of open files to what the system allows, and says what that is. Children inherit it.
+pub fn raise_open_files() -> io::Result<u64> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the calls read and write the structure they are given.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        limit.rlim_cur = limit.rlim_max;
+        if libc::setrlimit(libc::RLIMIT_NOFILE, &limit) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(limit.rlim_cur)
+}
