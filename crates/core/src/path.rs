@@ -292,7 +292,11 @@ impl Router {
         let answer = sequencer::decide(id, &before, &send, appended);
         self.counters.verdict(answer.verdict);
         // The first one under a counter stays; the answer names its id, so the sender learns of it.
-        if answer.verdict == Verdict::Duplicate && send.counter == answer.counter && send.id != answer.id && !send.once {
+        if answer.verdict == Verdict::Duplicate
+            && send.counter == answer.counter
+            && send.id != answer.id
+            && !send.once
+        {
             self.counters.conflicts += 1;
         }
         if send.origin.gateway.0 != 0 {

@@ -335,3 +335,91 @@ impl Membership {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn content() -> impl Strategy<Value = Content> {
+        let send = (
+            any::<[u64; 6]>(),
+            any::<(bool, u32, u64)>(),
+            0..3u8,
+            0..2u8,
+            prop::collection::vec(any::<u8>(), 0..300),
+        )
+            .prop_map(
+                |(
+                    [user, sender, grant, counter, id, previous],
+                    (once, gateway, taken),
+                    kind,
+                    encoding,
+                    body,
+                )| {
+                    Content::Send(Send {
+                        user: UserId(user),
+                        sender: SenderId(sender),
+                        grant,
+                        counter,
+                        id: MessageKey(id),
+                        previous: MessageKey(previous),
+                        once,
+                        kind: Kind::from_number(kind).expect("0 to 2 are kinds"),
+                        encoding: Encoding::from_number(encoding).expect("0 and 1 are encodings"),
+                        body: body.into(),
+                        origin: Origin {
+                            gateway: GatewayId(gateway),
+                            session: SessionId(taken ^ 1),
+                        },
+                        taken,
+                    })
+                },
+            );
+        let change = (any::<u64>(), 0..5u8).prop_map(|(user, role)| RoleChange {
+            user: UserId(user),
+            role: Role::from_number(role).expect("0 to 4 are roles"),
+        });
+        let membership = (
+            any::<(u64, u64)>(),
+            0..3u8,
+            ".{0,40}",
+            prop::collection::vec(change, 0..20),
+        )
+            .prop_map(|((version, by), kind, title, changes)| {
+                let kind = ConversationKind::from_number(kind).expect("0 to 2 are kinds");
+                Content::Membership(Membership {
+                    version,
+                    by: UserId(by),
+                    changes,
+                    kind,
+                    title,
+                })
+            });
+        prop_oneof![send, membership]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_appended_is_what_is_read(conversation: u64, content in content()) {
+            let record = Record { conversation: ConversationId(conversation), content };
+            let mut payload = Vec::new();
+            record.encode(&mut payload);
+            let payload = Bytes::from(payload);
+            prop_assert_eq!(Record::conversation_of(&payload), Some(record.conversation));
+            prop_assert_eq!(Record::decode(&payload), Ok(record));
+        }
+
+        #[test]
+        fn cut_or_damaged_records_are_errors_and_nothing_worse(content in content(), cut: prop::sample::Index, flip: prop::sample::Index, bits in 1..255u8) {
+            let mut payload = Vec::new();
+            Record { conversation: ConversationId(7), content }.encode(&mut payload);
+            let short = Bytes::copy_from_slice(&payload[..cut.index(payload.len())]);
+            prop_assert!(Record::decode(&short).is_err());
+            let at = flip.index(payload.len());
+            payload[at] ^= bits;
+            _ = Record::decode(&Bytes::from(payload));
+        }
+    }
+}

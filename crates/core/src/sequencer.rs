@@ -244,3 +244,195 @@ pub fn grant_after(
 
 /// Who a send is from, as state is kept: a sender is scoped by its user.
 pub type SenderKey = (UserId, SenderId);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::SessionId;
+    use crate::record::{ConversationKind, Encoding, Kind, Origin, Role};
+
+    fn before() -> Before {
+        Before {
+            head: HeadState {
+                seq: 10,
+                ts: 100 * DAY,
+                version: 3,
+                kind: ConversationKind::Group,
+                members: 4,
+            },
+            grant: GrantState {
+                grant: 5,
+                role: Role::Member,
+                visible_from: 5,
+                visible_to: 0,
+            },
+            sender: SenderState {
+                grant: 5,
+                counter: 2,
+                id: MessageKey(22),
+                seq: 9,
+                ts: 99 * DAY,
+            },
+        }
+    }
+
+    fn send(grant: Seq, counter: u64, previous: u64) -> Send {
+        Send {
+            user: UserId(1),
+            sender: SenderId(2),
+            grant,
+            counter,
+            id: MessageKey(1000 + counter),
+            previous: MessageKey(previous),
+            once: false,
+            kind: Kind::Text,
+            encoding: Encoding::Identity,
+            body: Default::default(),
+            origin: Origin {
+                session: SessionId(1),
+                ..Origin::default()
+            },
+            taken: 0,
+        }
+    }
+
+    fn check(before: &Before, send: &Send, at: Micros, verdict: Verdict, n: u64, seq: Seq) {
+        let answer = decide(ConversationId(1), before, send, at);
+        assert_eq!(
+            (answer.verdict, answer.counter, answer.seq),
+            (verdict, n, seq),
+            "{send:?}"
+        );
+    }
+
+    #[test]
+    fn the_first_line_that_fits_is_the_verdict() {
+        let (b, now) = (before(), 101 * DAY);
+        check(&b, &send(5, 3, 22), now, Verdict::Accepted, 3, 11);
+        check(&b, &send(5, 2, 0), now, Verdict::Duplicate, 2, 9);
+        check(&b, &send(5, 1, 0), now, Verdict::Duplicate, 2, 9);
+        check(&b, &send(5, 4, 0), now, Verdict::Gap, 2, 9);
+        check(&b, &send(5, 3, 21), now, Verdict::Fork, 2, 9);
+        check(&b, &send(4, 3, 22), now, Verdict::Stale, 0, 0);
+        check(&b, &send(6, 1, 0), now, Verdict::Over, 0, 0);
+    }
+
+    #[test]
+    fn an_ended_grant_still_knows_what_it_accepted() {
+        let mut b = before();
+        b.grant = GrantState {
+            grant: 0,
+            role: Role::None,
+            visible_from: 5,
+            visible_to: 10,
+        };
+        check(&b, &send(5, 2, 0), 101 * DAY, Verdict::Duplicate, 2, 9);
+        check(&b, &send(5, 3, 22), 101 * DAY, Verdict::Over, 2, 9);
+        // Back under a new grant, counters begin again.
+        b.grant = GrantState {
+            grant: 10,
+            role: Role::Member,
+            visible_from: 10,
+            visible_to: 0,
+        };
+        check(&b, &send(10, 1, 0), 101 * DAY, Verdict::Accepted, 1, 11);
+        check(&b, &send(5, 3, 22), 101 * DAY, Verdict::Over, 2, 9);
+    }
+
+    #[test]
+    fn readers_have_no_grant_to_write() {
+        let mut b = before();
+        b.grant.role = Role::Reader;
+        check(&b, &send(5, 3, 22), 101 * DAY, Verdict::Over, 2, 9);
+    }
+
+    #[test]
+    fn sender_rows_count_for_400_days_of_log_time_and_once_for_seven() {
+        let b = before();
+        check(
+            &b,
+            &send(5, 3, 22),
+            99 * DAY + SENDER_MAX,
+            Verdict::Accepted,
+            3,
+            11,
+        );
+        check(
+            &b,
+            &send(5, 1, 0),
+            99 * DAY + SENDER_MAX + 1,
+            Verdict::Accepted,
+            1,
+            11,
+        );
+        let mut b = before();
+        (b.sender.grant, b.sender.counter) = (4, 1);
+        let once = Send {
+            once: true,
+            ..send(5, 1, 0)
+        };
+        check(&b, &once, 99 * DAY + ONCE_MAX, Verdict::Duplicate, 1, 9);
+        check(&b, &once, 99 * DAY + ONCE_MAX + 1, Verdict::Accepted, 1, 11);
+    }
+
+    #[test]
+    fn time_never_runs_back_within_a_conversation() {
+        let answer = decide(ConversationId(1), &before(), &send(5, 3, 22), 1);
+        assert_eq!(answer.ts, 100 * DAY + 1);
+    }
+
+    #[test]
+    fn directory_versions_are_taken_in_order_and_once() {
+        let head = before().head;
+        let change = |version| Membership {
+            version,
+            by: UserId(1),
+            changes: vec![],
+            kind: ConversationKind::Group,
+            title: String::new(),
+        };
+        assert_eq!(decide_membership(&head, &change(3)), Verdict::Duplicate);
+        assert_eq!(decide_membership(&head, &change(4)), Verdict::Accepted);
+        assert_eq!(decide_membership(&head, &change(5)), Verdict::Gap);
+    }
+
+    #[test]
+    fn a_change_of_what_one_may_do_ends_a_grant_and_starts_another() {
+        let change = |kind| Membership {
+            version: 4,
+            by: UserId(1),
+            changes: vec![],
+            kind,
+            title: String::new(),
+        };
+        let group = change(ConversationKind::Group);
+        let member = before().grant;
+        assert_eq!(
+            grant_after(&member, &group, Role::Admin, 11).grant,
+            5,
+            "a role alone keeps it"
+        );
+        assert_eq!(grant_after(&member, &group, Role::Reader, 11).grant, 11);
+        let gone = grant_after(&member, &group, Role::None, 11);
+        assert_eq!(
+            (gone.grant, gone.visible_from, gone.visible_to),
+            (0, 5, 11),
+            "reads up to the event that ended it"
+        );
+        let nobody = GrantState::default();
+        assert_eq!(
+            grant_after(&nobody, &group, Role::Member, 11).visible_from,
+            11
+        );
+        assert_eq!(
+            grant_after(
+                &nobody,
+                &change(ConversationKind::Channel),
+                Role::Reader,
+                11
+            )
+            .visible_from,
+            1
+        );
+    }
+}
