@@ -28,8 +28,8 @@ export class Chat {
     const { user, name } = api.session;
     Object.assign(this, {
       api, storage, changed, ended, me: user, name, timelines: new Map(), settling: new Map(), typing: new Map(),
-      openId: null, epoch: 0, limits: {}, down: false, syncing: null, syncAgain: false, syncTries: 0, asked: new Map(), repairs: new Map(),
-      moved: new Set(), read: new Set(), typedAt: 0, allowance: BURST, allowanceAt: performance.now(),
+      openId: null, expected: null, epoch: 0, limits: {}, down: false, syncing: null, syncAgain: false, syncTries: 0, asked: new Map(), repairs: new Map(),
+      moved: new Set(), read: new Set(), typedAt: 0, synced: false, allowance: BURST, allowanceAt: performance.now(),
     });
     this.outbox = new Outbox(storage, `tidings.outbox.${user}`);
     this.people = new People(api, changed);
@@ -237,7 +237,6 @@ export class Chat {
       this.asked.delete(error.ref);
       if (asked.why === "lookup") setTimeout(() => this.lookUp(asked.conversation), Math.max(error.retry_after_ms ?? 0, RETRY_MS));
       if (asked.why === "repair") this.repair(asked.conversation, Math.max(error.retry_after_ms ?? 0, RETRY_MS));
-      if (asked.why === "older") asked.failed = true;
       return;
     }
     if (error.counter) {
@@ -488,6 +487,7 @@ export class Chat {
   }
 
   created(id) {
+    this.expected = id;
     if (!this.timelines.has(id)) this.sync();
     return id;
   }

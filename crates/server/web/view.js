@@ -11,8 +11,15 @@ const full = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: 
 // Messages of one person within this are drawn as one block.
 const BLOCK_US = 5 * 60 * 1_000_000;
 
+// What becomes of an own message: words, and the lines of a sign 18 × 12.
+const ONE_TICK = "M4 6.5l3.2 3.2L14 2.5";
+const TWO_TICKS = "M1 6.5l3.2 3.2L11 2.5M8.3 9.7L15.7 2.5";
 const TICKS = {
-  waiting: ["◷", "Waiting"], sent: ["✓", "Sent"], delivered: ["✓✓", "Delivered"], read: ["✓✓", "Read"], failed: ["!", "Not sent"],
+  waiting: ["Waiting", "M9 1.5a4.5 4.5 0 1 1 0 9a4.5 4.5 0 1 1 0-9M9 3.7V6.2l1.7 1"],
+  sent: ["Sent", ONE_TICK],
+  delivered: ["Delivered", TWO_TICKS],
+  read: ["Read", TWO_TICKS],
+  failed: ["Not sent", "M9 1.5v5.5M9 9.8v.7"],
 };
 
 const FAILED = {
@@ -25,6 +32,20 @@ export function make(tag, className, text) {
   const element = document.createElement(tag);
   if (className) element.className = className;
   if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function tick(status) {
+  const [words, lines] = TICKS[status];
+  const svg = (tag, attributes) => {
+    const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+    for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+    return element;
+  };
+  const element = svg("svg", { class: "tick", viewBox: "0 0 18 12", role: "img", "aria-label": words });
+  const title = svg("title", {});
+  title.textContent = words;
+  element.append(title, svg("path", { d: lines }));
   return element;
 }
 
@@ -174,7 +195,7 @@ export class View {
 
   emptyText() {
     const { chat } = this;
-    if (chat.openId) return "Opening …";
+    if (chat.openId) return chat.synced && chat.openId !== chat.expected ? "This conversation is not there, or not for you." : "Opening …";
     if (!chat.synced && !chat.timelines.size) return "Loading …";
     return chat.timelines.size ? "Choose a conversation." : "Find somebody by name to begin.";
   }
@@ -283,12 +304,7 @@ export class View {
     time.title = full.format(date(item.at));
     meta.append(time);
     if (item.mine) {
-      const [sign, words] = TICKS[item.status];
-      const tick = make("span", "tick", sign);
-      tick.setAttribute("role", "img");
-      tick.setAttribute("aria-label", words);
-      tick.title = words;
-      meta.append(" ", tick);
+      meta.append(" ", tick(item.status));
     }
     element.append(body, meta);
     if (item.status === "failed") element.append(this.failedRow(item));

@@ -103,6 +103,12 @@ test("an answer with a lower n is old news", () => {
   assert.deepEqual(outbox.take(C, NOW, 100), []);
 });
 
+test("another id under a counter that was acknowledged: a copy", () => {
+  const { outbox, commands } = sent("a", "b");
+  outbox.answered(ack(commands[0], "sent"), NOW);
+  assert.ok(outbox.answered(ack(commands[0], "sent", { id: "f".repeat(16) }), NOW).lookup);
+});
+
 test("many answers that tell of one gap send what is missing once", () => {
   const { outbox, commands } = sent("a", "b", "c");
   const gap = ack(commands[0], "gap", { counter: 0, id: NONE, seq: 0 });

@@ -55,7 +55,7 @@ export class Server {
 export class Proxy {
   static async start(port) {
     const proxy = new Proxy();
-    Object.assign(proxy, { to: port, cable: true, sockets: new Set() });
+    Object.assign(proxy, { to: port, cable: true, sockets: new Map() });
     proxy.listener = net.createServer((socket) => proxy.join(socket));
     proxy.listener.listen(0, "127.0.0.1");
     await once(proxy.listener, "listening");
@@ -66,8 +66,8 @@ export class Proxy {
   join(socket) {
     if (!this.cable) return void socket.destroy();
     const other = net.connect(this.to, "127.0.0.1");
-    for (const [one, two] of [[socket, other], [other, socket]]) {
-      this.sockets.add(one);
+    for (const [one, two, direction] of [[socket, other, "up"], [other, socket, "down"]]) {
+      this.sockets.set(one, direction);
       one.pipe(two);
       one.on("error", () => two.destroy());
       one.on("close", () => {
@@ -77,9 +77,16 @@ export class Proxy {
     }
   }
 
+  // The cable hangs: what is under way in these directions arrives nowhere any more.
+  hang(...directions) {
+    for (const [from, direction] of this.sockets) {
+      if (directions.includes(direction)) from.unpipe().pause();
+    }
+  }
+
   cut() {
     this.cable = false;
-    for (const socket of this.sockets) socket.destroy();
+    for (const socket of this.sockets.keys()) socket.destroy();
   }
 
   mend() {
