@@ -50,6 +50,11 @@ enum Command {
     /// Store what the log holds, trim and merge the files of a server that doesn't run, and print their sizes
     Compact(SettingsArgs),
     Replay(tidings_cli::replay::Args),
+    /// Measure a server of its own beside raw probes
+    Bench(tidings_cli::bench::Args),
+    /// What `bench` starts
+    #[command(hide = true)]
+    BenchLoad(tidings_cli::bench::LoadArgs),
     Verify(tidings_cli::verify::Args),
 }
 
@@ -128,6 +133,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             );
         }
         Command::Replay(args) => return tidings_cli::replay::run(args),
+        Command::Bench(args) => return tidings_cli::bench::run(args),
+        Command::BenchLoad(args) => return tidings_cli::bench::run_load(args),
         Command::Verify(args) => return tidings_cli::verify::run(args),
         Command::Compact(settings) => {
             logging();
