@@ -24,6 +24,7 @@ use tidings_core::ports::store::{STORE_DEADLINE, Store, StoreResult};
 use tidings_core::router::{Config, Counters};
 use tidings_core::rows::{CursorRow, EventRow, StateRow};
 use tokio::sync::watch;
+use tracing::Instrument;
 
 /// How many bytes of records one read of the log gathers at most.
 const READ_BYTES_MAX: usize = 1 << 20;
@@ -113,11 +114,13 @@ pub async fn run(
                 log.read(partition, from, READ_BYTES_MAX).await
             }));
         }
+        // Not biased: under load there are always records, and requests and ticks have their turn too.
         tokio::select! {
-            biased;
             records = async { reading.as_mut().expect("guarded").await }, if reading.is_some() => {
                 reading = None;
-                router.records(records?, (parts.clock)());
+                let records = records?;
+                let _span = tracing::debug_span!("route", records = records.len(), from = router.next_position().offset).entered();
+                router.records(records, (parts.clock)());
             }
             () = requests.receive(&mut messages) => {
                 for (from, message) in messages.drain(..) {
@@ -225,6 +228,7 @@ fn now_or_later(
 
 /// The answer, or nothing when it failed or didn't come in time.
 async fn within<T>(what: &'static str, call: impl Future<Output = StoreResult<T>>) -> Option<T> {
+    let call = call.instrument(tracing::debug_span!("store", what));
     match tokio::time::timeout(STORE_DEADLINE, call).await {
         Ok(Ok(value)) => Some(value),
         Ok(Err(error)) => {

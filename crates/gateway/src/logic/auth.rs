@@ -81,6 +81,16 @@ impl GatewayCore {
         out.authenticate(id, auth.token, auth.device);
     }
 
+    /// A ticket came with the upgrade: it stands for the first `auth`.
+    pub fn ticket<O: Outbound>(&mut self, out: &mut O, slot: Slot, ticket: &str) {
+        let auth = wire::Auth {
+            token: ticket.to_owned(),
+            device: String::new(),
+            version: VERSION,
+        };
+        self.auth(out, slot, 0, auth);
+    }
+
     /// A token was checked.
     pub fn authenticated<O: Outbound>(
         &mut self,

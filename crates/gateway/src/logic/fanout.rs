@@ -73,6 +73,9 @@ impl GatewayCore {
 
     /// Hands the next event to the sessions of its conversation.
     fn deliver<O: Outbound>(&mut self, out: &mut O, at: u32, row: &EventRow, except: SessionId) {
+        let _span =
+            tracing::debug_span!("fan_out", conversation = row.conversation.0, seq = row.seq)
+                .entered();
         let except = self.sessions.slot_of(except).unwrap_or(NOBODY);
         let (seq, stamp) = (row.seq, stamp(self.now));
         let conversation = self.index.get_mut(at);

@@ -69,6 +69,7 @@ impl GatewayCore {
             return;
         };
         let (user, id) = (session.user, session.id);
+        let _span = tracing::debug_span!("accept", session = %id, conversation = send.conversation, counter = send.counter).entered();
         let refusal = |code, message| Refusal {
             conversation: ConversationId(send.conversation),
             sender: send.sender,
@@ -178,6 +179,7 @@ impl GatewayCore {
         );
         sending.unanswered += records.len() as u64;
         sending.batches.insert(sending.batch, taken);
+        let _span = tracing::debug_span!("append", records = records.len()).entered();
         out.append(sending.batch, records);
     }
 
