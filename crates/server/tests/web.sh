@@ -8,7 +8,7 @@ root=$(cd "$here/../../../.." && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
 modules=$target/web-test
 
-node --test "$here"
+node --test "$here"/*.test.mjs
 
 export TIDINGS_BIN="${TIDINGS_BIN:-$target/release/tidings}"
 [ -x "$TIDINGS_BIN" ] || { echo "web.sh: no server at $TIDINGS_BIN; build it first" >&2; exit 1; }

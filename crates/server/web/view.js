@@ -23,7 +23,7 @@ const TICKS = {
 };
 
 const FAILED = {
-  too_long: "It is too long.", refused: "The server refused it.", forbidden: "You may not write here.",
+  too_long: "It is too long.", refused: "The server refused it.", forbidden: "You may not write here.", waits: "You may not write here now. It will be sent when you may again.",
 };
 
 export const $ = (id) => document.getElementById(id);
@@ -188,7 +188,7 @@ export class View {
     draw($("typing"), this.typing(timeline));
     const mayWrite = chat.mayWrite(timeline);
     $("text").disabled = $("send").disabled = !mayWrite;
-    $("text").placeholder = mayWrite ? "Write a message" : "You can read here, not write";
+    $("text").placeholder = mayWrite ? "Write a message" : timeline.role === "none" ? "You are no longer a member" : "You can read here, not write";
     this.drawMembers(timeline);
     this.drawMessages(timeline);
   }
@@ -278,7 +278,7 @@ export class View {
     for (const message of chat.settling.get(timeline.id) ?? []) own(message, "sent");
     const hopeless = timeline.have > 0 && !chat.mayWrite(timeline);
     for (const message of chat.outbox.failed(timeline.id)) own(message, "failed");
-    for (const message of chat.outbox.waiting(timeline.id)) own({ ...message, code: hopeless ? "forbidden" : "" }, hopeless ? "failed" : "waiting");
+    for (const message of chat.outbox.waiting(timeline.id)) own({ ...message, code: hopeless ? "waits" : "" }, hopeless ? "failed" : "waiting");
     return items;
   }
 
@@ -315,6 +315,7 @@ export class View {
     const row = make("div", "failed-row");
     row.append(make("span", "", `Not sent. ${FAILED[item.why] ?? ""}`));
     for (const [action, words] of [["again", "Try again"], ["discard", "Discard"]]) {
+      if (action === "again" && item.why === "waits") continue;
       const button = make("button", "quiet small", words);
       button.type = "button";
       Object.assign(button.dataset, { action, id: item.id });
