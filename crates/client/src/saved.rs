@@ -97,6 +97,8 @@ pub struct Cursor {
     pub have: u64,
     /// All up to this seq was read by the user.
     pub read: u64,
+    /// What waits in the outbox isn't among the events up to this seq.
+    pub looked: u64,
     /// Ranges of seqs below `have` that were left for later, rising; both ends included.
     pub holes: Vec<(u64, u64)>,
 }

@@ -104,6 +104,7 @@ impl ClientCore {
             let cursor = Cursor {
                 have: inbox.stored,
                 read: inbox.read,
+                looked: inbox.looked.min(inbox.stored),
                 holes: inbox.holes.clone(),
             };
             if self.saved.cursors.get(&conversation) != Some(&cursor) {

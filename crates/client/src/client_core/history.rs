@@ -1,4 +1,4 @@
-//! Sync, gaps and tails, pages; events to the app in order and once.
+//! Gaps and tails, pages; events to the app in order and once.
 //!
 //! For each conversation `have` says how far the app has come; only its successor, or what
 //! a page says to be hidden between, moves it. Everything above waits in `held`. A
@@ -8,10 +8,11 @@
 use std::collections::BTreeMap;
 
 use tidings_protocol::limits as published;
-use tidings_protocol::wire::{self, ConversationKind, Event, Kind, Role, command};
+use tidings_protocol::wire::{self, Event, Kind, command};
 
-use super::{AppEvent, ClientCore, ConversationInfo, Mode, PENDING_MAX, Pending, Purpose, SECOND};
-use crate::saved::{Cursor, PersistOp};
+use super::sync::SyncState;
+use super::{AppEvent, ClientCore, Mode, PENDING_MAX, Pending, Purpose, SECOND};
+use crate::saved::Cursor;
 
 /// How long a hole may stay open before its range is fetched.
 const HOLE_AFTER: u64 = 300_000;
@@ -21,8 +22,6 @@ const HELD_MAX: usize = 512;
 const FETCHES_MAX: usize = 8;
 /// How long an answer to `history` is waited for.
 const PAGE_WITHIN: u64 = 10 * SECOND;
-/// How long the next part of a sync's answer is waited for.
-const SYNC_WITHIN: u64 = 60 * SECOND;
 /// A failed fetch or sync is repeated after this, doubled each time up to half a minute.
 const RETRY_FIRST: u64 = SECOND;
 const RETRY_LAST: u64 = 30 * SECOND;
@@ -38,21 +37,21 @@ pub(super) struct Inbox {
     pub(super) stored: u64,
     pub(super) read: u64,
     pub(super) holes: Vec<(u64, u64)>,
-    /// The outbox has looked at every event from the cursor of the start up to this seq.
+    /// What waits in the outbox isn't among the events up to this seq.
     pub(super) looked: u64,
     /// The highest seq heard of.
     pub(super) head: u64,
-    held: BTreeMap<u64, Event>,
+    pub(super) held: BTreeMap<u64, Event>,
     /// When to fetch; meaningful while behind.
-    due: u64,
-    failures: u32,
-    fetching: bool,
+    pub(super) due: u64,
+    pub(super) failures: u32,
+    pub(super) fetching: bool,
     /// The head a sync named, until it is reached and told.
-    announce: Option<u64>,
+    pub(super) announce: Option<u64>,
     /// The head that a sync of this connection named.
     pub(super) told: Option<u64>,
     /// Nothing was ever known of this conversation.
-    new: bool,
+    pub(super) new: bool,
 }
 
 impl Inbox {
@@ -62,7 +61,7 @@ impl Inbox {
             stored: cursor.have,
             read: cursor.read,
             holes: cursor.holes.clone(),
-            looked: cursor.have,
+            looked: cursor.looked,
             head: cursor.have,
             ..Inbox::default()
         }
@@ -119,165 +118,11 @@ impl Inbox {
     }
 }
 
-/// Where the sync stands.
-#[derive(Debug, Default)]
-pub(super) struct SyncState {
-    under_way: bool,
-    /// Ask again once the one under way is done.
-    again: bool,
-    retry_at: Option<u64>,
-    failures: u32,
-}
-
-impl SyncState {
-    pub(super) fn expected(&self) -> bool {
-        self.under_way || self.retry_at.is_some()
-    }
-}
-
-fn retry_delay(failures: u32) -> u64 {
+pub(super) fn retry_delay(failures: u32) -> u64 {
     (RETRY_FIRST << failures.min(10)).min(RETRY_LAST)
 }
 
 impl ClientCore {
-    /// Asks for everything after the cursors, now or when the sync under way is done.
-    pub(super) fn want_sync(&mut self, now: u64) {
-        if self.sync.under_way {
-            self.sync.again = true;
-            return;
-        }
-        self.sync.under_way = true;
-        self.sync.again = false;
-        self.sync.retry_at = None;
-        // A conversation left out for want of room comes as if new; what it repeats is dropped.
-        let cursors: Vec<wire::Cursor> = self
-            .inboxes
-            .iter()
-            .filter(|(_, inbox)| inbox.have > 0)
-            .take(published::SYNC_CURSORS_MAX)
-            .map(|(&conversation, inbox)| wire::Cursor {
-                conversation,
-                seq: inbox.have,
-            })
-            .collect();
-        let epoch = if cursors.is_empty() {
-            0
-        } else {
-            self.saved.epoch
-        };
-        let sync = wire::Sync {
-            epoch,
-            cursors,
-            page: self.config.page,
-        };
-        self.ask(
-            Purpose::Sync,
-            0,
-            now + SYNC_WITHIN,
-            command::Command::Sync(sync),
-        );
-    }
-
-    pub(super) fn sync_failed(&mut self, now: u64, retry_after: u64) {
-        self.sync.under_way = false;
-        let delay = retry_delay(self.sync.failures).max(retry_after);
-        self.sync.failures += 1;
-        self.sync.retry_at = Some(now + delay);
-    }
-
-    pub(super) fn sync_page(&mut self, now: u64, page: wire::SyncPage) {
-        let conversation = page.conversation;
-        for pending in self
-            .pending
-            .values_mut()
-            .filter(|p| p.purpose == Purpose::Sync)
-        {
-            pending.deadline = now + SYNC_WITHIN;
-        }
-        self.app(AppEvent::Conversation(ConversationInfo {
-            conversation,
-            kind: ConversationKind::try_from(page.kind).unwrap_or(ConversationKind::Group),
-            title: page.title,
-            head: page.head,
-            role: Role::try_from(page.role).unwrap_or(Role::None),
-            may_write: page.grant != 0,
-            visible_from: page.visible_from,
-            read: page.read,
-        }));
-        self.learn_grant(conversation, page.head, page.grant);
-        let inbox = self.inbox(conversation);
-        inbox.new = false;
-        inbox.head = inbox.head.max(page.head);
-        inbox.announce = Some(page.head);
-        inbox.told = Some(page.head);
-        let shown_from = page.visible_from.min(page.head + 1);
-        if inbox.have + 1 < shown_from {
-            self.jump(conversation, shown_from - 1);
-        }
-        self.read_elsewhere(conversation, page.read);
-        if let (Mode::NewestFirst, 1.., Some(first)) =
-            (self.config.mode, page.missing_from, page.events.first())
-        {
-            let (from, to) = (page.missing_from, first.seq.saturating_sub(1));
-            self.leave_out(conversation, from, to);
-        }
-        for event in page.events {
-            self.offer(now, event);
-        }
-        self.advance(now, conversation);
-        self.pump(now, conversation);
-    }
-
-    pub(super) fn sync_done(&mut self, now: u64, done: &wire::SyncDone) {
-        self.pending.retain(|_, p| p.purpose != Purpose::Sync);
-        self.sync.under_way = false;
-        if done.reset {
-            self.reset(done.epoch);
-            self.want_sync(now);
-            return;
-        }
-        if done.epoch != 0 && self.saved.epoch == 0 {
-            self.persist(PersistOp::Epoch { epoch: done.epoch });
-        }
-        self.app(AppEvent::SyncDone {
-            complete: done.complete,
-        });
-        if done.complete {
-            self.sync.failures = 0;
-        } else {
-            self.sync_failed(now, 0);
-        }
-        if self.sync.again {
-            self.want_sync(now);
-        }
-        let behind: Vec<u64> = self.behind.iter().copied().collect();
-        for conversation in behind {
-            // Nothing of the sync is on its way any more, so there is nothing to wait for.
-            self.inbox(conversation).due = now;
-        }
-        self.after_sync(now);
-    }
-
-    /// The log is another one: nothing known of it counts.
-    pub(super) fn reset(&mut self, epoch: u32) {
-        let sender = self.random_id();
-        let refused: Vec<(u64, u64, String)> = (self.saved.lanes.iter())
-            .flat_map(|(&c, lane)| lane.queue.iter().map(move |m| (c, m)))
-            .filter_map(|(c, m)| Some((c, m.local, m.refused.as_ref()?.code.clone())))
-            .collect();
-        self.persist(PersistOp::Reset { epoch, sender });
-        for (conversation, local, code) in refused {
-            self.fail(conversation, local, super::FailReason::Refused(code));
-        }
-        self.inboxes.clear();
-        self.behind.clear();
-        self.cursors.clear();
-        self.pending.clear();
-        self.sync = SyncState::default();
-        self.outbox_reset();
-        self.app(AppEvent::Reset);
-    }
-
     pub(super) fn inbox(&mut self, conversation: u64) -> &mut Inbox {
         self.inboxes.entry(conversation).or_insert_with(|| Inbox {
             new: true,
@@ -300,7 +145,7 @@ impl ClientCore {
     }
 
     /// Remembers a range as left out and goes on behind it.
-    fn leave_out(&mut self, conversation: u64, from: u64, to: u64) {
+    pub(super) fn leave_out(&mut self, conversation: u64, from: u64, to: u64) {
         let inbox = self.inbox(conversation);
         let from = from.max(inbox.have + 1);
         if from > to {
@@ -309,7 +154,10 @@ impl ClientCore {
         inbox.leave_out(from, to);
         let looked = inbox.looked;
         self.jump(conversation, to);
-        self.inbox(conversation).looked = looked;
+        if self.flow(conversation).restored {
+            // The outbox still has to look there for messages that another life may have sent.
+            self.inbox(conversation).looked = looked;
+        }
         self.app(AppEvent::Hole {
             conversation,
             from,
@@ -318,7 +166,7 @@ impl ClientCore {
     }
 
     /// Nothing up to `to` is to be waited for.
-    fn jump(&mut self, conversation: u64, to: u64) {
+    pub(super) fn jump(&mut self, conversation: u64, to: u64) {
         let inbox = self.inbox(conversation);
         if to > inbox.have {
             inbox.went_to(to);
@@ -580,16 +428,6 @@ impl ClientCore {
                 self.page_failed(now, pending, 0);
             }
         }
-    }
-
-    pub(super) fn tick_sync(&mut self, now: u64) {
-        if self.sync.retry_at.is_some_and(|at| at <= now) {
-            self.want_sync(now);
-        }
-    }
-
-    pub(super) fn next_sync(&self) -> Option<u64> {
-        self.sync.retry_at
     }
 
     pub(super) fn next_behind(&self) -> Option<u64> {

@@ -253,7 +253,12 @@ impl ClientCore {
                 }
             }
             // Those sent were settled while reading.
-            Why::Restored => self.flow(conversation).restored = false,
+            Why::Restored => {
+                self.flow(conversation).restored = false;
+                let inbox = self.inbox(conversation);
+                inbox.looked = inbox.have;
+                self.cursors.keep(conversation);
+            }
         }
         self.look_for_restored(now, conversation);
         self.pump(now, conversation);

@@ -5,8 +5,9 @@
 //! when the time of [`ClientCore::next_tick`] has come.
 //!
 //! - `connection`: connecting, backoff, signing in, heartbeats.
-//! - `outbox`: numbering messages, sending them, and what an answer means.
-//! - `history`: sync, gaps and tails, pages; events to the app in order.
+//! - `outbox`: numbering messages and sending them; `answers`: what comes back.
+//! - `sync`: asking for all that was missed.
+//! - `history`: gaps and tails, pages; events to the app in order.
 //! - `lookup`: finding out from the history what became of messages.
 //! - `cursors`: delivered and read cursors, receipts.
 
@@ -22,19 +23,22 @@ use tidings_protocol::wire::{
 
 use crate::saved::{PersistOp, Queued, Saved};
 
+mod answers;
 mod connection;
 mod cursors;
 mod history;
 mod lookup;
 mod outbox;
 mod output;
+mod sync;
 
 pub use output::{AppEvent, ConversationInfo, FailReason, LocalId, Output, SendError};
 
 use connection::Link;
 use cursors::Cursors;
-use history::{Inbox, SyncState};
+use history::Inbox;
 use outbox::Flow;
+use sync::SyncState;
 
 /// A second, in the core's unit of time.
 pub(crate) const SECOND: u64 = 1_000_000;
@@ -184,6 +188,16 @@ impl ClientCore {
             core.queued_bytes += lane.queue.iter().map(|m| m.body.len()).sum::<usize>();
             if !lane.queue.is_empty() {
                 core.busy.insert(conversation);
+            }
+        }
+        for (conversation, inbox) in &mut core.inboxes {
+            // Where nothing waits there is nothing to look for.
+            if !core
+                .flows
+                .get(conversation)
+                .is_some_and(|flow| flow.restored)
+            {
+                inbox.looked = inbox.have;
             }
         }
         core

@@ -249,7 +249,7 @@ fn put_message(out: &mut Vec<u8>, message: &Queued) {
 fn put_cursors<'a>(out: &mut Vec<u8>, rows: impl ExactSizeIterator<Item = (u64, &'a Cursor)>) {
     count(out, rows.len());
     for (conversation, cursor) in rows {
-        [conversation, cursor.have, cursor.read]
+        [conversation, cursor.have, cursor.read, cursor.looked]
             .into_iter()
             .for_each(|n| u64(out, n));
         count(out, cursor.holes.len());
@@ -347,6 +347,7 @@ impl<'a> Reader<'a> {
             let mut cursor = Cursor {
                 have: self.u64()?,
                 read: self.u64()?,
+                looked: self.u64()?,
                 ..Cursor::default()
             };
             for _ in 0..self.u32()? {

@@ -32,6 +32,7 @@ fn every_op() -> Vec<PersistOp> {
     let cursor = Cursor {
         have: 40,
         read: 39,
+        looked: 38,
         holes: vec![(2, 9), (20, 21)],
     };
     let mut ops = vec![
@@ -194,7 +195,7 @@ proptest! {
         ops.extend(bodies.into_iter().map(|b| PersistOp::Queued { conversation, message: message(seq % 1000, b) }));
         ops.push(PersistOp::Acked { conversation, counter, id, seq, at });
         ops.push(PersistOp::Replaced { conversation, counter: 1, refused: Refused { id, chained: seq, code } });
-        ops.push(PersistOp::Cursors { rows: vec![(id, Cursor { have: seq, read: at, holes })] });
+        ops.push(PersistOp::Cursors { rows: vec![(id, Cursor { have: seq, read: at, looked: id, holes })] });
         ops.push(PersistOp::Reset { epoch: at as u32, sender: id });
         let mut state = Saved::default();
         for op in &ops {
