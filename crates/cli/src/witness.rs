@@ -4,7 +4,7 @@
 //! answered and what it is shown. It can be made to go away and come back, and is then held to
 //! go on exactly behind the last event it was shown.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,7 +15,7 @@ use tidings_client::{
     AppEvent, Client, ClientEvent, Config, EventStream, Mode, Options, Store, StoredBy, Token,
     Traffic,
 };
-use tidings_protocol::wire::{Encoding, Event, Kind, Status, command, update};
+use tidings_protocol::wire::{Ack, Encoding, Event, Kind, Status, command, update};
 use tidings_protocol::{Format, body, limits};
 use tidings_verify::{Record, Recorder, Report, body_hash, history};
 use tokio::sync::watch;
@@ -115,6 +115,10 @@ struct State {
     member: AtomicBool,
     /// Not after any sync that isn't answered yet was asked; 0: not known.
     asked: AtomicU64,
+    /// The highest head an answer named.
+    head: AtomicU64,
+    /// Sends refused for now, by error code.
+    refused: Mutex<BTreeMap<String, u64>>,
     /// What no witness should meet.
     troubles: Mutex<Vec<String>>,
 }
@@ -138,6 +142,8 @@ impl Witness {
             reconnects: AtomicU64::new(0),
             member: AtomicBool::new(false),
             asked: AtomicU64::new(history.now_us()),
+            head: AtomicU64::new(0),
+            refused: Mutex::new(BTreeMap::new()),
             troubles: Mutex::new(Vec::new()),
         });
         let (client, task) = begin(&who, store, &history, &state, on_event.clone());
@@ -168,6 +174,18 @@ impl Witness {
     /// How many of its own messages are sent.
     pub fn sent(&self) -> u64 {
         self.state.sent.load(Ordering::Acquire)
+    }
+
+    /// The highest head that an answer to a send named.
+    pub fn head(&self) -> u64 {
+        self.state.head.load(Ordering::Acquire)
+    }
+
+    /// How many of its sends were refused with this error code.
+    pub fn refused(&self, code: &str) -> u64 {
+        let refused = self.state.refused.lock();
+        let refused = refused.unwrap_or_else(PoisonError::into_inner);
+        refused.get(code).copied().unwrap_or(0)
     }
 
     /// How often it signed in on a new connection.
@@ -232,6 +250,17 @@ impl Witness {
         Ok(())
     }
 
+    /// Says to the checker that it is expected to have everything up to `head`.
+    pub fn record_final(&self, head: u64) {
+        self.history.record(history::Final {
+            at: self.history.now_us(),
+            user: self.who.user,
+            device: self.who.device,
+            conversation: self.who.conversation,
+            head,
+        });
+    }
+
     /// Ends it, saving what its store keeps.
     pub async fn stop(self) {
         // A client that has ended, or is too busy, says the same: it is of no use any more.
@@ -266,6 +295,7 @@ fn begin(
         who: who.clone(),
         history: history.clone(),
         numbered: HashSet::new(),
+        state: state.clone(),
     };
     let watch = Box::new(move |seen: Traffic<'_>| traffic.saw(seen));
     let (client, events) = Client::connect_watched(options, watch);
@@ -285,6 +315,7 @@ struct Watching {
     history: History,
     /// Ids of messages recorded as numbered: a message is sent again with the same.
     numbered: HashSet<u64>,
+    state: Arc<State>,
 }
 
 impl Watching {
@@ -311,32 +342,43 @@ impl Watching {
             }
             Traffic::In(frame) => {
                 for update in &frame.updates {
-                    if let Some(update::Update::Ack(ack)) = &update.update {
-                        self.history.record(history::Ack {
-                            at: self.history.now_us(),
-                            user: self.who.user,
-                            device: self.who.device,
-                            conversation: ack.conversation,
-                            sender: ack.sender,
-                            grant: ack.grant,
-                            counter: ack.counter,
-                            id: ack.id,
-                            seq: ack.seq,
-                            ts: ack.ts,
-                            duplicate: ack.duplicate,
-                            status: match Status::try_from(ack.status) {
-                                Ok(Status::Gap) => history::Status::Gap,
-                                Ok(Status::Over) => history::Status::Over,
-                                Ok(Status::Fork) => history::Status::Fork,
-                                Ok(Status::Stale) => history::Status::Stale,
-                                // An unknown status is none that takes anything back.
-                                Ok(Status::Sent) | Err(_) => history::Status::Sent,
-                            },
-                        });
+                    match &update.update {
+                        Some(update::Update::Ack(ack)) => self.answered(ack),
+                        Some(update::Update::Error(error)) if error.counter != 0 => {
+                            let refused = self.state.refused.lock();
+                            let mut refused = refused.unwrap_or_else(PoisonError::into_inner);
+                            *refused.entry(error.code.clone()).or_default() += 1;
+                        }
+                        _ => {}
                     }
                 }
             }
         }
+    }
+
+    fn answered(&self, ack: &Ack) {
+        self.state.head.fetch_max(ack.head, Ordering::AcqRel);
+        self.history.record(history::Ack {
+            at: self.history.now_us(),
+            user: self.who.user,
+            device: self.who.device,
+            conversation: ack.conversation,
+            sender: ack.sender,
+            grant: ack.grant,
+            counter: ack.counter,
+            id: ack.id,
+            seq: ack.seq,
+            ts: ack.ts,
+            duplicate: ack.duplicate,
+            status: match Status::try_from(ack.status) {
+                Ok(Status::Gap) => history::Status::Gap,
+                Ok(Status::Over) => history::Status::Over,
+                Ok(Status::Fork) => history::Status::Fork,
+                Ok(Status::Stale) => history::Status::Stale,
+                // An unknown status is none that takes anything back.
+                Ok(Status::Sent) | Err(_) => history::Status::Sent,
+            },
+        });
     }
 }
 

@@ -50,17 +50,10 @@ pub struct Args {
     /// Where the server listens
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     server: String,
-    /// File with an API key, as `tidings api-key create` prints it
-    #[arg(long, value_name = "FILE", conflicts_with = "api_key")]
+    /// File with an API key, as `tidings api-key create` prints it [default: the key in the environment
+    /// variable TIDINGS_API_KEY]
+    #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// The API key
-    #[arg(
-        long,
-        value_name = "KEY",
-        env = "TIDINGS_API_KEY",
-        hide_env_values = true
-    )]
-    api_key: Option<String>,
     /// Nicks connected at once; the one needed last makes room
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     connections_max: u32,
@@ -133,9 +126,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let key = match &args.api_key_file {
         Some(path) => std::fs::read_to_string(path)
             .with_context(|| format!("cannot read {}", path.display()))?,
-        None => args
-            .api_key
-            .clone()
+        None => std::env::var("TIDINGS_API_KEY")
             .context("give an API key: --api-key-file or TIDINGS_API_KEY")?,
     };
     let history = History::new(args.record.as_deref())?;
@@ -223,7 +214,7 @@ async fn play(args: &Args, chat: Chat, api: Api, history: &History) -> anyhow::R
     bar.finish_and_clear();
     let played = played?;
     say("Waiting for observers …");
-    let observed = observers.finish(played.head, history).await?;
+    let observed = observers.finish(played.head).await?;
     Ok(Replayed {
         nicks,
         system,

@@ -7,7 +7,6 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use tidings_client::{Store, Token, TokenError};
 use tidings_protocol::Format;
-use tidings_verify::history as records;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -29,12 +28,10 @@ const AWAY_MAX: u64 = 5_000;
 const FRESH_FOR: Duration = Duration::from_secs(90);
 
 pub(super) struct Observers {
-    conversation: u64,
     steady: Vec<Witness>,
     dropping: JoinSet<anyhow::Result<Witness>>,
     /// Told when it is time to stay.
     stay: watch::Sender<bool>,
-    users: Vec<u64>,
 }
 
 /// What became of them.
@@ -59,11 +56,9 @@ impl Observers {
         order: &Arc<Order>,
     ) -> anyhow::Result<Observers> {
         let mut observers = Observers {
-            conversation,
             steady: Vec::new(),
             dropping: JoinSet::new(),
             stay: watch::Sender::new(false),
-            users: users.to_vec(),
         };
         let (api_of_tokens, users_of_tokens) = (api.clone(), users.to_vec());
         let tokens =
@@ -115,7 +110,7 @@ impl Observers {
     }
 
     /// Waits until all have been shown everything up to `head`, and ends them.
-    pub async fn finish(self, head: u64, history: &History) -> anyhow::Result<Observed> {
+    pub async fn finish(self, head: u64) -> anyhow::Result<Observed> {
         let mut witnesses = self.steady;
         // Whoever is away now is told to come back, and to stay.
         self.stay.send_replace(true);
@@ -141,16 +136,8 @@ impl Observers {
             }
         }
         let mut observed = Observed::default();
-        for &user in &self.users {
-            history.record(records::Final {
-                at: history.now_us(),
-                user,
-                device: user,
-                conversation: self.conversation,
-                head,
-            });
-        }
         for witness in witnesses {
+            witness.record_final(head);
             observed.observers += 1;
             observed.disconnections += witness.disconnections();
             observed.troubles.extend(witness.troubles());

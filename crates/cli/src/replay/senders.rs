@@ -197,7 +197,7 @@ impl<'a> Senders<'a> {
             gaps: 0,
             refusals: BTreeMap::new(),
             held: 0.0,
-            latency: Histogram::new(3)?,
+            latency: Histogram::new_with_bounds(1, 600_000_000, 3)?,
             head: 0,
         };
         Ok(Senders {
