@@ -68,7 +68,8 @@ pub enum Effect {
         /// The rows.
         rows: Vec<StateRow>,
     },
-    /// [`crate::ports::store::Store::put_cursors`]; the rows come again if it fails.
+    /// [`crate::ports::store::Store::put_cursors`]; then [`Router::cursors_stored`] or
+    /// [`Router::cursors_refused`], with the rows.
     PutCursors(Vec<CursorRow>),
     /// [`crate::ports::store::Store::settle`], and what it gives to [`crate::ports::log::Log::commit`].
     Settle(Position),

@@ -83,6 +83,7 @@ enum Input {
     SinceRead(u64, Option<Vec<EventRow>>),
     EventsRead(u64, Option<Vec<EventRow>>),
     CursorsRead(u64, Option<Vec<CursorRow>>),
+    CursorsStored(Vec<CursorRow>),
     CursorsRefused(Vec<CursorRow>),
     Done,
 }
@@ -167,6 +168,7 @@ fn apply(router: &mut Router, input: Input, parts: &Parts) {
         Input::SinceRead(load, rows) => router.since_read(load, rows, now),
         Input::EventsRead(load, rows) => router.events_read(load, rows, now),
         Input::CursorsRead(load, rows) => router.cursors_read(load, rows, now),
+        Input::CursorsStored(rows) => router.cursors_stored(rows, now),
         Input::CursorsRefused(rows) => router.cursors_refused(rows, now),
         Input::Done => {}
     }
@@ -263,7 +265,7 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
         }),
         Effect::PutCursors(rows) => Box::pin(async move {
             match within("put cursors", store.put_cursors(partition, rows.clone())).await {
-                Some(()) => Input::Done,
+                Some(()) => Input::CursorsStored(rows),
                 None => Input::CursorsRefused(rows),
             }
         }),

@@ -50,6 +50,7 @@ pub trait Store: Send + Sync {
     ) -> BoxFuture<'_, StoreResult<()>>;
 
     /// Moves cursors forward: each number becomes the greater of what is there and what is given.
+    /// On return they are durable, since they are told then and the log doesn't hold them.
     fn put_cursors(
         &self,
         partition: Partition,

@@ -13,6 +13,8 @@ use crate::rows::CursorRow;
 pub(crate) struct Dirty {
     rows: BTreeMap<(ConversationId, UserId), CursorRow>,
     flushed: Micros,
+    /// Rows on their way to the store; one write at a time, so that none is told after a later one.
+    flying: Vec<CursorRow>,
 }
 
 impl Dirty {
@@ -21,6 +23,16 @@ impl Dirty {
             .range((id, UserId(0))..=(id, UserId(u64::MAX)))
             .next()
             .is_some()
+            || self.flying.iter().any(|row| row.conversation == id)
+    }
+
+    /// Rows that the store may not have are written again with the next flush.
+    fn again(&mut self, rows: Vec<CursorRow>) {
+        for row in rows {
+            let kept = self.rows.entry((row.conversation, row.user)).or_insert(row);
+            kept.delivered = kept.delivered.max(row.delivered);
+            kept.read = kept.read.max(row.read);
+        }
     }
 }
 
@@ -56,17 +68,35 @@ impl Router {
         );
     }
 
-    /// Stores and tells what moved, at most so often.
+    /// Stores what moved, at most so often. It is told once it is stored: what was told and then
+    /// lost with a router would go back for everybody.
     pub(crate) fn flush_cursors(&mut self) {
-        if self.receipts.rows.is_empty()
-            || self.now.saturating_sub(self.receipts.flushed) < self.config.cursor_flush_every
-        {
+        let since = self.now.saturating_sub(self.receipts.flushed);
+        if !self.receipts.flying.is_empty() {
+            if since < self.config.store_retry_after {
+                return;
+            }
+            let unanswered = std::mem::take(&mut self.receipts.flying);
+            self.receipts.again(unanswered);
+        }
+        if self.receipts.rows.is_empty() || since < self.config.cursor_flush_every {
             return;
         }
         self.receipts.flushed = self.now;
         let rows: Vec<CursorRow> = std::mem::take(&mut self.receipts.rows)
             .into_values()
             .collect();
+        self.receipts.flying.clone_from(&rows);
+        self.out.push(Effect::PutCursors(rows));
+    }
+
+    /// The store has these cursors: they are told.
+    pub fn cursors_stored(&mut self, rows: Vec<CursorRow>, now: Micros) {
+        self.now = now;
+        if rows != self.receipts.flying {
+            return; // A late answer to a write that was made again since.
+        }
+        self.receipts.flying = Vec::new();
         for of_one in rows.chunk_by(|a, b| a.conversation == b.conversation) {
             let id = of_one[0].conversation;
             let Some(conversation) = self.conversations.get(&id) else {
@@ -86,20 +116,14 @@ impl Router {
                 });
             }
         }
-        self.out.push(Effect::PutCursors(rows));
     }
 
-    /// Cursors the store didn't take are told and written again with the next flush.
+    /// Cursors the store didn't take are written again with the next flush.
     pub fn cursors_refused(&mut self, rows: Vec<CursorRow>, now: Micros) {
         self.now = now;
-        for row in rows {
-            let kept = self
-                .receipts
-                .rows
-                .entry((row.conversation, row.user))
-                .or_insert(row);
-            kept.delivered = kept.delivered.max(row.delivered);
-            kept.read = kept.read.max(row.read);
+        if rows == self.receipts.flying {
+            self.receipts.flying = Vec::new();
+            self.receipts.again(rows);
         }
     }
 }
