@@ -26,7 +26,14 @@ fn main() {
                 outcome.report.messages,
                 outcome.faults,
                 outcome.time / 1_000_000,
-                if outcome.is_clean() { "" } else { ", BROKEN" }
+                if outcome.is_clean() {
+                    String::new()
+                } else {
+                    format!(
+                        ", BROKEN {:?} {:?}",
+                        outcome.report.anomalies, outcome.broken
+                    )
+                }
             );
         }
         return;
@@ -36,5 +43,11 @@ fn main() {
         ..options
     };
     let outcome = run(which.parse().unwrap_or(0), &options);
+    // Everything recorded, for reading a failing history with grep.
+    if std::env::var_os("TIDINGS_SIM_RECORDS").is_some() {
+        for record in &outcome.records {
+            println!("{record:x?}");
+        }
+    }
     println!("{outcome}\ntrace {:016x}", outcome.trace);
 }

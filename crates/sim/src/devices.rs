@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use tidings_client::{AppEvent, ClientCore, Config, Lane, Mode, Output, PersistOp, Queued, Saved};
+use tidings_client::{AppEvent, ClientCore, Config, Lane, Mode, Output, PersistOp, Saved};
 use tidings_core::ids::ConversationId;
 use tidings_protocol::wire::{self, Encoding, Kind, command, update};
 use tidings_protocol::{Format, body, decode_server_frame, encode_client_frame};
@@ -37,8 +37,10 @@ pub(crate) struct Device {
     tick_at: Option<u64>,
     /// Outputs until the process dies, between any two of them.
     pub dies_after: Option<usize>,
-    /// When a sync with this ref was asked.
+    /// When a sync with this ref was asked. The first of a connection counts from its beginning:
+    /// the gateway asks the router for the heads when the device signs in, beside the sync.
     syncs: BTreeMap<u64, u64>,
+    connected_at: u64,
     /// The earliest question that was answered with this head.
     asked: BTreeMap<(u64, u64), u64>,
     /// Everything it ever numbered.
@@ -66,6 +68,7 @@ impl Device {
             tick_at: None,
             dies_after: None,
             syncs: BTreeMap::new(),
+            connected_at: 0,
             asked: BTreeMap::new(),
             sent: Vec::new(),
             holes: BTreeMap::new(),
@@ -78,8 +81,7 @@ impl Device {
 
     /// Whether nothing of its outbox waits to be decided, on disk or on the way there.
     pub fn is_idle(&self) -> bool {
-        self.unsynced.is_empty()
-            && (self.disk.lanes.values()).all(|l| l.queue.is_empty() && l.doubts.is_empty())
+        self.unsynced.is_empty() && (self.disk.lanes.values()).all(|l| l.queue.is_empty())
     }
 }
 
@@ -138,6 +140,23 @@ impl World {
             });
             for (from, to) in cursor.holes {
                 self.record_later(d, conversation, from, to);
+            }
+        }
+    }
+
+    /// A copy of a profile holds the history without having been shown it: nobody expects that.
+    pub fn show_history(&mut self, d: usize) {
+        let (at, user, device) = (self.now, self.devices[d].user, self.devices[d].device);
+        for (conversation, cursor) in self.devices[d].disk.cursors.clone() {
+            if cursor.have > 0 {
+                self.record(history::Hidden {
+                    at,
+                    user,
+                    device,
+                    conversation,
+                    from: 1,
+                    to: cursor.have,
+                });
             }
         }
     }
@@ -235,7 +254,11 @@ impl World {
                 let (now, device) = (self.now, &mut self.devices[d]);
                 for command in &frame.commands {
                     if let Some(command::Command::Sync(_)) = &command.command {
-                        device.syncs.insert(command.r#ref, now);
+                        let asked = match device.syncs.is_empty() {
+                            true => device.connected_at,
+                            false => now,
+                        };
+                        device.syncs.insert(command.r#ref, asked);
                     }
                 }
                 if let Some(connection) = device.connection {
@@ -290,6 +313,7 @@ impl World {
     pub fn device_connected(&mut self, d: usize, connection: usize) {
         self.devices[d].connection = Some(connection);
         self.devices[d].syncs.clear();
+        self.devices[d].connected_at = self.now;
         self.with_device(d, |core, now| core.connected(now));
     }
 
@@ -535,43 +559,49 @@ impl World {
     /// The disk has everything from here on; what was numbered by it may be sent from here on.
     pub fn sync_disk(&mut self, d: usize) {
         for op in std::mem::take(&mut self.devices[d].unsynced) {
-            match &op {
-                PersistOp::Numbered { conversation, .. } => {
-                    let lane = self.devices[d].disk.lanes.get(conversation);
-                    let last = lane.map_or(0, Lane::last_counter);
-                    self.devices[d].disk.apply(&op);
-                    let lane = self.devices[d].disk.lanes[conversation].clone();
-                    for counter in last + 1..=lane.last_counter() {
-                        if let Some(message) = lane.under(counter) {
-                            let hash = match &message.refused {
-                                None => plain_hash(message.encoding, &message.body),
-                                Some(_) => body_hash(b""),
-                            };
-                            let id = message.current_id();
-                            self.record_send(d, *conversation, &lane, counter, id, hash);
-                        }
-                    }
-                    continue;
+            let changed = match &op {
+                PersistOp::Numbered { conversation, .. }
+                | PersistOp::Replaced { conversation, .. }
+                | PersistOp::Acked { conversation, .. } => Some(*conversation),
+                PersistOp::Over { conversation } => {
+                    self.record_failed(d, *conversation, &[]);
+                    None
                 }
-                PersistOp::Replaced {
-                    conversation,
-                    counter,
-                    refused,
-                } => {
-                    let lane = self.devices[d].disk.lanes.get(conversation).cloned();
-                    let lane = lane.unwrap_or_default();
-                    let hash = body_hash(b"");
-                    self.record_send(d, *conversation, &lane, *counter, refused.id, hash);
-                }
-                PersistOp::Over { conversation } => self.record_failed(d, *conversation, &[]),
                 PersistOp::Fresh {
                     conversation,
                     decided,
                     ..
-                } => self.record_failed(d, *conversation, decided),
-                _ => {}
-            }
+                } => {
+                    self.record_failed(d, *conversation, decided);
+                    None
+                }
+                _ => None,
+            };
             self.devices[d].disk.apply(&op);
+            if let Some(conversation) = changed {
+                self.record_numbered(d, conversation);
+            }
+        }
+    }
+
+    /// What is sent from here on under the lane's counters: a message whose previous one was
+    /// replaced is sent under another id than before.
+    fn record_numbered(&mut self, d: usize, conversation: u64) {
+        let Some(lane) = self.devices[d].disk.lanes.get(&conversation).cloned() else {
+            return;
+        };
+        for (counter, id) in (lane.acked + 1..).zip(lane.ids(false)) {
+            let numbered = (conversation, lane.sender, lane.grant, counter, id);
+            if self.devices[d].sent.contains(&numbered) {
+                continue;
+            }
+            if let Some(message) = lane.under(counter) {
+                let hash = match &message.refused {
+                    None => plain_hash(message.encoding, &message.body),
+                    Some(_) => body_hash(b""),
+                };
+                self.record_send(d, conversation, &lane, counter, id, hash);
+            }
         }
     }
 
@@ -606,13 +636,19 @@ impl World {
         let Some(lane) = self.devices[d].disk.lanes.get(&conversation).cloned() else {
             return;
         };
-        for (counter, message) in (lane.acked + 1..).zip(lane.queue.iter().take(lane.numbered)) {
+        let (ids, originals) = (lane.ids(false), lane.ids(true));
+        for (place, message) in lane.queue.iter().take(lane.numbered).enumerate() {
             if decided.contains(&message.local) {
                 continue;
             }
-            for id in ids(message) {
+            let counter = lane.acked + 1 + place as u64;
+            let mut forms = vec![ids[place], originals[place]];
+            forms.dedup();
+            for id in forms {
                 let numbered = (conversation, lane.sender, lane.grant, counter, id);
-                self.record_given_up(d, numbered);
+                if self.devices[d].sent.contains(&numbered) {
+                    self.record_given_up(d, numbered);
+                }
             }
         }
     }
@@ -631,12 +667,6 @@ impl World {
             id,
         });
     }
-}
-
-fn ids(message: &Queued) -> impl Iterator<Item = u64> {
-    [message.id]
-        .into_iter()
-        .chain(message.refused.as_ref().map(|refused| refused.id))
 }
 
 /// Takes a range out of others.

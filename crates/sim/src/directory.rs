@@ -1,6 +1,6 @@
 //! The directory as a model: members and versions, with an outbox that a relay carries into the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tidings_core::ids::{ConversationId, Micros, UserId};
@@ -23,6 +23,8 @@ pub(crate) struct SimDirectory {
     rooms: BTreeMap<ConversationId, Room>,
     outbox: BTreeMap<(ConversationId, u64), Membership>,
     sent: BTreeMap<(ConversationId, u64), Micros>,
+    /// Who was removed from where.
+    left: BTreeSet<(ConversationId, UserId)>,
 }
 
 impl SimDirectory {
@@ -47,6 +49,7 @@ impl SimDirectory {
         for &(user, role) in changes {
             if role == Role::None {
                 room.members.remove(&user);
+                self.left.insert((conversation, user));
             } else {
                 room.members.insert(user, role);
             }
@@ -147,6 +150,17 @@ impl World {
         let (Some(room), Some(user)) = (self.random.pick(&rooms), self.random.pick(&users)) else {
             return;
         };
+        let left = self.directory.left.contains(&(room, user));
+        let is_channel = self
+            .plan
+            .conversations
+            .iter()
+            .any(|founding| founding.id == room && founding.kind == ConversationKind::Channel);
+        if left && is_channel {
+            // Who comes back to a channel may see what happened meanwhile, which was hidden when
+            // it was asked for before: no history says when.
+            return;
+        }
         let role = match (self.directory.role(room, user), self.random.below(3)) {
             (Role::None, 0) => Role::Reader,
             (Role::None, _) => Role::Member,

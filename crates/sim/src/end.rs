@@ -1,10 +1,12 @@
 //! The end of a history: everything heals and settles, and then what must hold is recorded.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
+use tidings_core::ids::{ConversationId, UserId};
 use tidings_core::record::Role;
 use tidings_verify::history::{Final, Member};
 
+use crate::devices::Device;
 use crate::reference;
 use crate::setup::FAULTS_FOR;
 use crate::world::{Event, MS, SECOND, START, World};
@@ -12,6 +14,8 @@ use crate::world::{Event, MS, SECOND, START, World};
 /// How long a healed cluster may take until everybody has everything: four times the client's
 /// longest backoff, and more than a dead connection takes to be noticed by its heartbeats.
 const SETTLES_WITHIN: u64 = 240 * SECOND;
+
+type Rooms = BTreeMap<ConversationId, reference::Room>;
 
 impl World {
     /// Plays the whole history.
@@ -37,6 +41,7 @@ impl World {
         self.note(|| "healing".to_owned());
         self.router_up();
         for gateway in 0..self.gateways.len() {
+            self.gateway_ends(gateway);
             self.gateway_back(gateway);
         }
         for connection in 0..self.connections.len() {
@@ -66,30 +71,9 @@ impl World {
             return false;
         }
         let rooms = reference::read(&self.log);
-        self.devices.iter().all(|device| {
-            let Some(core) = &device.core else {
-                return false;
-            };
-            let is_decided = core.snapshot().lanes.iter().all(|(&id, lane)| {
-                let room = rooms.get(&tidings_core::ids::ConversationId(id));
-                let grant =
-                    room.and_then(|r| r.grants.get(&tidings_core::ids::UserId(device.user)));
-                let may_write = grant.is_some_and(|g| g.role.may_write());
-                lane.numbered == 0
-                    && lane.doubts.is_empty()
-                    && (lane.queue.is_empty() || !may_write)
-            });
-            is_decided
-                && device.holes.values().all(Vec::is_empty)
-                && rooms.iter().all(|(id, room)| {
-                    let grant = room.grants.get(&tidings_core::ids::UserId(device.user));
-                    match grant {
-                        Some(g) if g.role != Role::None => core.have(id.0) >= room.head.seq,
-                        Some(g) => core.have(id.0) == 0 || core.have(id.0) >= g.visible_to,
-                        None => true,
-                    }
-                })
-        })
+        self.devices
+            .iter()
+            .all(|device| lacks(device, &rooms).is_none())
     }
 
     /// Records what is expected of everybody, and compares the rows with the log.
@@ -131,7 +115,7 @@ impl World {
             self.forget_lost_lives(d, &accepted);
             let (user, device) = (self.devices[d].user, self.devices[d].device);
             for (id, room) in &rooms {
-                let Some(grant) = room.grants.get(&tidings_core::ids::UserId(user)) else {
+                let Some(grant) = room.grants.get(&UserId(user)) else {
                     continue;
                 };
                 let have = self.devices[d].core.as_ref().map_or(0, |c| c.have(id.0));
@@ -159,7 +143,10 @@ impl World {
         }
         for numbered in self.devices[d].sent.clone() {
             let lane = self.devices[d].disk.lanes.get(&numbered.0);
-            let is_waiting = lane.is_some_and(|l| l.queue.iter().any(|m| m.has_id(numbered.4)));
+            let is_waiting = lane.is_some_and(|l| {
+                l.queue.iter().any(|m| m.id == numbered.4)
+                    || l.sent_as(numbered.3, numbered.4).is_some()
+            });
             if !accepted.contains(&numbered.4) && !is_waiting {
                 self.record_given_up(d, numbered);
             }
@@ -167,19 +154,18 @@ impl World {
     }
 
     /// Nothing may be called hidden that its user may see for good.
-    fn judge_hidden(
-        &mut self,
-        rooms: &std::collections::BTreeMap<tidings_core::ids::ConversationId, reference::Room>,
-    ) {
+    fn judge_hidden(&mut self, rooms: &Rooms) {
         for (user, conversation, from, to) in std::mem::take(&mut self.hidden) {
-            let room = rooms.get(&tidings_core::ids::ConversationId(conversation));
-            let visible = room.and_then(|r| r.visible.get(&tidings_core::ids::UserId(user)));
-            let last = visible.and_then(|ranges| ranges.last()).copied();
-            let (first, last) = last.unwrap_or((u64::MAX, 0));
-            let last = if last == 0 { u64::MAX } else { last };
-            if from.max(first) <= to.min(last) {
+            let room = rooms.get(&ConversationId(conversation));
+            let visible = room.and_then(|r| r.visible.get(&UserId(user)));
+            // It lies outside of what one of the user's times as a member allows.
+            let is_outside = |&(first, last): &(u64, u64)| {
+                let last = if last == 0 { u64::MAX } else { last };
+                from.max(first) > to.min(last)
+            };
+            if !visible.is_none_or(|ranges| ranges.iter().any(is_outside)) {
                 self.broken.push(format!(
-                    "user {user} was told that {from} to {to} of {conversation:x} are hidden, and may see from {first}"
+                    "user {user} was told that {from} to {to} of {conversation:x} are hidden, and may see them"
                 ));
             }
         }
@@ -194,35 +180,45 @@ impl World {
             what += "router behind the log; ";
         }
         let rooms = reference::read(&self.log);
-        for device in &self.devices {
-            let Some(core) = &device.core else { continue };
-            for (id, room) in &rooms {
-                let (have, head) = (core.have(id.0), room.head.seq);
-                let grant = room.grants.get(&tidings_core::ids::UserId(device.user));
-                let lane = core
-                    .snapshot()
-                    .lanes
-                    .get(&id.0)
-                    .cloned()
-                    .unwrap_or_default();
-                let holes = device.holes.get(&id.0).cloned().unwrap_or_default();
-                if have < head || lane.numbered > 0 || !lane.doubts.is_empty() || !holes.is_empty()
-                {
-                    what += &format!(
-                        "\n  device {:x} ({:?}, ready {}) in {id}: has {have} of {head}, grant {grant:?}, holes {holes:?}, numbered {}, doubts {}, acked {}, sender {:x}",
-                        device.device,
-                        device.mode,
-                        core.is_ready(),
-                        lane.numbered,
-                        lane.doubts.len(),
-                        lane.acked,
-                        lane.sender
-                    );
-                }
-            }
+        for lacking in self.devices.iter().filter_map(|d| lacks(d, &rooms)) {
+            what += &lacking;
         }
         what
     }
+}
+
+/// What a device still waits for.
+fn lacks(device: &Device, rooms: &Rooms) -> Option<String> {
+    let name = device.device;
+    let Some(core) = &device.core else {
+        return Some(format!("\n  device {name:x} is off"));
+    };
+    let saved = core.snapshot();
+    for (id, room) in rooms {
+        let grant = room.grants.get(&UserId(device.user)).copied();
+        let grant = grant.unwrap_or_default();
+        let have = core.have(id.0);
+        let upto = match grant.role {
+            Role::None if have == 0 => 0,
+            Role::None => grant.visible_to,
+            _ => room.head.seq,
+        };
+        let lane = saved.lanes.get(&id.0).cloned().unwrap_or_default();
+        let waits = !lane.queue.is_empty() && grant.role.may_write();
+        let holes = device.holes.get(&id.0).cloned().unwrap_or_default();
+        if have < upto || lane.numbered > 0 || waits || !holes.is_empty() {
+            return Some(format!(
+                "\n  device {name:x} ({:?}, ready {}) in {id}: has {have} of {upto}, {grant:?}, holes {holes:?}, outbox {}, numbered {} under {}, acked {}",
+                device.mode,
+                core.is_ready(),
+                lane.queue.len(),
+                lane.numbered,
+                lane.grant,
+                lane.acked,
+            ));
+        }
+    }
+    None
 }
 
 fn fact(row: &tidings_core::rows::EventRow) -> reference::Fact {

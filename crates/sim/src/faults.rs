@@ -110,11 +110,7 @@ impl World {
         let connection = self.devices[d].connection;
         match fault {
             Fault::GatewayDies => self.gateway_dies(gateway),
-            Fault::GatewayDrains => {
-                self.gateway_drains(gateway);
-                // Its process ends and another takes its place.
-                self.after(4 * SECOND, Event::Fault(Fault::GatewayDies));
-            }
+            Fault::GatewayDrains => self.gateway_drains(gateway),
             Fault::RouterDies => self.router_down(false),
             Fault::RouterBecomesZombie => self.router_down(true),
             Fault::StoreDies => self.store_dies(),
@@ -200,6 +196,8 @@ impl World {
         let mut device = Device::new(user, id, format, mode, random);
         device.disk = disk;
         self.devices.push(device);
-        self.boot(self.devices.len() - 1);
+        let clone = self.devices.len() - 1;
+        self.show_history(clone);
+        self.boot(clone);
     }
 }

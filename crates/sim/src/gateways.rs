@@ -33,6 +33,7 @@ pub(crate) struct GatewayNode {
     slots: BTreeMap<Slot, usize>,
     next_slot: Slot,
     is_turning: bool,
+    is_draining: bool,
 }
 
 impl GatewayNode {
@@ -190,12 +191,20 @@ impl World {
         self.restarted(Part::Gateway);
         let slots = std::mem::take(&mut self.gateways[gateway].slots);
         self.gateways[gateway].is_turning = false;
+        self.gateways[gateway].is_draining = false;
         for connection in slots.into_values() {
             self.connections[connection].is_open = false;
             self.cut(connection, true);
         }
         let pause = self.random.between(50 * MS, 3 * SECOND);
         self.after(pause, Event::GatewayBack(gateway));
+    }
+
+    /// The process of a gateway that has drained ends.
+    pub fn gateway_ends(&mut self, gateway: usize) {
+        if self.gateways[gateway].is_draining {
+            self.gateway_dies(gateway);
+        }
     }
 
     fn with_gateway(
@@ -371,8 +380,10 @@ impl World {
         }
     }
 
-    /// A gateway tells its clients to go elsewhere, closes, and starts again.
+    /// A gateway tells its clients to go elsewhere and closes; its process ends later.
     pub fn gateway_drains(&mut self, gateway: usize) {
+        self.gateways[gateway].is_draining = true;
+        self.after(4 * SECOND, Event::GatewayEnds(gateway));
         let life = self.gateways[gateway].life;
         self.with_gateway(gateway, life, |core, out| core.drain_begin(out));
     }

@@ -104,7 +104,14 @@ impl SimStore {
         match call {
             Call::PutEvents(rows) => self.write(rows.iter().cloned().map(Write::Event)),
             Call::PutState(rows) => self.write(rows.iter().copied().map(Write::State)),
-            Call::PutCursors(rows) => self.write(rows.iter().copied().map(Write::Cursor)),
+            Call::PutCursors(rows) => {
+                // Durable on return, in every kind of store.
+                for &row in rows {
+                    self.tables.apply(Write::Cursor(row), self.cursors_go_back);
+                    self.kept.apply(Write::Cursor(row), self.cursors_go_back);
+                }
+                Reply::Done
+            }
             Call::Settle(position) => self.settle(*position, random),
             Call::ReadState(conversation, keys) => {
                 let row = |&key: &StateKey| self.tables.state.get(&(*conversation, key)).copied();

@@ -261,7 +261,8 @@ impl View {
 
     pub fn reset(&mut self) {
         let seen = std::mem::take(&mut self.seen);
-        self.holes.add(&seen.holes());
+        // What an earlier life had kept is not left out by a later one.
+        self.holes.add(&seen.holes().minus(&self.kept));
         self.kept.add(&seen);
         self.shown_before.add(&seen);
     }

@@ -77,6 +77,8 @@ struct Item {
     missing_from: Seq,
     /// The user's last event here; 0: the user is a member.
     end: Seq,
+    /// The head when the router said who may see what.
+    known: Seq,
     tries: u8,
     /// Whether a page has been sent.
     told: bool,
@@ -328,6 +330,7 @@ impl GatewayCore {
             to,
             missing_from: if newest > first { first } else { 0 },
             end,
+            known: state.head,
             tries: 0,
             told: false,
             lacks: false,
@@ -465,6 +468,7 @@ impl GatewayCore {
         let mut item = syncing.active.swap_remove(found);
         if !rows.is_empty() {
             item.tries = 0;
+            self.leaves_in_page(out, slot, &mut item, rows);
             // The user may have left meanwhile.
             let visible = rows.partition_point(|row| row.seq <= item.to);
             self.page(out, slot, item, &rows[..visible]);
@@ -483,6 +487,41 @@ impl GatewayCore {
             self.page(out, slot, item, &[]);
         }
         self.pump(out, slot);
+    }
+
+    /// The user's removal may be heard of first in a page, when the event itself was lost: nothing
+    /// behind it is the user's to see.
+    fn leaves_in_page<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        item: &mut Item,
+        rows: &[&EventRow],
+    ) {
+        let Some(user) = self.sessions.get(slot).map(|s| s.user) else {
+            return;
+        };
+        let removes = |row: &&&EventRow| {
+            let members = row.members.as_deref().filter(|_| row.seq > item.known);
+            let mut changes = members.into_iter().flat_map(|m| &m.changes);
+            changes.any(|c| c.user == user && c.role == Role::None)
+        };
+        let Some(seq) = rows.iter().find(removes).map(|row| row.seq) else {
+            return;
+        };
+        if item.end != 0 {
+            return;
+        }
+        item.end = seq;
+        item.to = item.to.min(seq);
+        item.role = Role::None;
+        item.grant = 0;
+        if let Some(at) = self.index.find(item.conversation) {
+            self.leave(slot, at);
+        }
+        // The user may be a member again by now.
+        out.members_changed(&mut std::iter::once(user));
+        self.refresh(out, slot);
     }
 
     /// Adds a page to the frame under way, and goes on with what came meanwhile.
