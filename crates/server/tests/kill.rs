@@ -40,7 +40,10 @@ async fn a_server_killed_again_and_again_keeps_every_promise() {
         });
     }
     let report = load.finish().await;
-    println!("{kills} kills, seed {seed}, {:.1} s", start.elapsed().as_secs_f64());
+    println!(
+        "{kills} kills, seed {seed}, {:.1} s",
+        start.elapsed().as_secs_f64()
+    );
     assert_kept(&report);
     assert_eq!(report.restarts, kills);
 }

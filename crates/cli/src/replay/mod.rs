@@ -2,9 +2,11 @@
 //! what they receive.
 //!
 //! - [`file`] reads the log; [`order`] compares the server's order with it.
-//! - [`senders`] writes: one light connection ([`wire`]) and one outbox ([`outbox`]) a nick.
+//! - [`senders`] writes: one light connection ([`wire`]) and one outbox ([`outbox`]) a nick, which
+//!   [`connection`] puts together.
 //! - [`observers`] are real clients, recorded and judged by `tidings_verify` as they run.
 
+mod connection;
 mod file;
 mod observers;
 mod order;
@@ -57,9 +59,14 @@ pub struct Args {
     /// Nicks connected at once; the one needed last makes room
     #[arg(long, value_name = "N", default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..))]
     connections_max: u32,
-    /// Messages without an answer at once; those of different nicks may swap places
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Messages without an answer at once. They are sent in file order, but those of different nicks
+    /// may swap places on their way
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..))]
     window: u32,
+    /// Wait for the answer before another nick's message is sent: the server's order is then the
+    /// file's, at a tenth of the speed
+    #[arg(long)]
+    in_order: bool,
     /// Play at the log's own speed, so many times faster (x60: an hour a minute); pauses of the log
     /// longer than an hour count as one [default: as fast as possible]
     #[arg(long, value_name = "xN", value_parser = speed)]
@@ -137,7 +144,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let replayed = runtime.block_on(play(&args, chat, Api::new(address, &key), &history))?;
     drop(runtime);
     let verdict = history.finish()?;
-    let is_good = replayed.is_good(args.window) && verdict.is_clean() && verdict.unproven == 0;
+    let is_good = replayed.is_good(args.in_order) && verdict.is_clean() && verdict.unproven == 0;
     if args.json {
         let both = serde_json::json!({ "replay": replayed, "verify": verdict });
         println!("{both:#}");
@@ -200,6 +207,7 @@ async fn play(args: &Args, chat: Chat, api: Api, history: &History) -> anyhow::R
         senders,
         connections_max: args.connections_max as usize,
         window: args.window as usize,
+        in_order: args.in_order,
         speed: args.speed.unwrap_or(0.0),
         frames_per_second: args.frames_per_second,
         seed: random(),

@@ -1,12 +1,35 @@
 //! What came of a replay, for people and as JSON.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use hdrhistogram::Histogram;
 use serde::{Serialize, Serializer};
 
 use super::observers::Observed;
 use super::order::Compared;
-use super::senders::Played;
+
+/// What became of the writing.
+pub(super) struct Played {
+    pub acked: u64,
+    pub seconds: f64,
+    pub opened: u64,
+    /// Closed by the server or broken.
+    pub lost: u64,
+    /// Closed to make room for another nick.
+    pub evicted: u64,
+    pub most_open: usize,
+    /// Answers `gap`.
+    pub gaps: u64,
+    /// Refusals to be tried again, by code.
+    pub refusals: BTreeMap<String, u64>,
+    /// How long the published rates held the log up, in seconds.
+    pub held: f64,
+    /// From send to ack, in microseconds.
+    pub latency: Histogram<u64>,
+    /// The highest seq an answer named.
+    pub head: u64,
+}
 
 pub(super) struct Replayed {
     pub nicks: usize,
@@ -20,11 +43,11 @@ pub(super) struct Replayed {
 
 impl Replayed {
     /// Whether everything was accepted, seen and, if played in order, is in the file's order.
-    pub fn is_good(&self, window: u32) -> bool {
+    pub fn is_good(&self, in_order: bool) -> bool {
         self.played.acked == self.messages as u64
             && self.observed.troubles.is_empty()
             && self.order.untold == 0
-            && (window > 1 || self.order.swapped == 0)
+            && (!in_order || self.order.swapped == 0)
     }
 
     fn rate(&self) -> f64 {

@@ -14,9 +14,11 @@ use tidings_protocol::wire::{self, Command, command, update};
 use tidings_protocol::{ErrorCode, Format, VERSION, encode_command};
 use tidings_verify::{body_hash, history};
 
+use super::connection::{Connection, Rate, Stage, Writer};
 use super::file::Chat;
 use super::order::Order;
 use super::outbox::{IN_FLIGHT_MAX, Outbox, Then};
+use super::report::Played;
 use super::tokens::Tokens;
 use super::wire::{Heard, Wire};
 use crate::witness::History;
@@ -49,97 +51,14 @@ pub(super) struct Plan {
     pub users: Vec<u64>,
     pub senders: Vec<u64>,
     pub connections_max: usize,
-    /// Messages without an answer; 1: another writer's next message waits for the answer.
+    /// Messages without an answer at once.
     pub window: usize,
+    /// Another writer's next message waits for all answers.
+    pub in_order: bool,
     /// 0: as fast as possible; else so many times the speed of the log.
     pub speed: f64,
     pub frames_per_second: u32,
     pub seed: u64,
-}
-
-/// What became of it.
-pub(super) struct Played {
-    pub acked: u64,
-    pub seconds: f64,
-    pub opened: u64,
-    /// Closed by the server or broken.
-    pub lost: u64,
-    /// Closed to make room for another nick.
-    pub evicted: u64,
-    pub most_open: usize,
-    /// Answers `gap`.
-    pub gaps: u64,
-    /// Refusals to be tried again, by code.
-    pub refusals: BTreeMap<String, u64>,
-    /// How long the published rates held the log up, in seconds.
-    pub held: f64,
-    /// From send to ack, in microseconds.
-    pub latency: Histogram<u64>,
-    /// The highest seq an answer named.
-    pub head: u64,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-enum Stage {
-    Upgrading,
-    Authenticating,
-    Syncing,
-    Ready,
-}
-
-struct Connection {
-    nick: usize,
-    wire: Wire,
-    stage: Stage,
-    /// When it was opened, and then when it was ready.
-    since: Instant,
-    sync_at: Option<Instant>,
-    device: u64,
-    /// Commands not in a frame yet.
-    items: Vec<u8>,
-    commands: usize,
-    is_dirty: bool,
-    /// The last message this nick is needed for, as far as is known.
-    needed: usize,
-    seen: u64,
-    confirmed: u64,
-    confirmed_at: Instant,
-    wrote_at: Instant,
-    frames: Rate,
-}
-
-/// When the next unit would fit exactly.
-#[derive(Clone, Copy)]
-struct Rate(Instant);
-
-impl Rate {
-    /// Takes one unit of `per_second` (0: no limit) with a second's burst, a tenth below the
-    /// limit as clocks differ; else says when it fits.
-    fn take(&mut self, now: Instant, per_second: u32) -> Result<(), Instant> {
-        if per_second == 0 {
-            return Ok(());
-        }
-        let cost = Duration::from_secs_f64(1.0 / (0.9 * f64::from(per_second)));
-        let at = self.0.max(now);
-        let fits = now + Duration::from_millis(800).max(cost);
-        if at + cost > fits {
-            return Err(now + (at + cost - fits));
-        }
-        self.0 = at + cost;
-        Ok(())
-    }
-}
-
-struct Writer {
-    outbox: Outbox,
-    connection: Option<usize>,
-    /// Refused for now: all that waits is sent again then.
-    again_at: Option<Instant>,
-    /// Sent again lately; gaps of the same burst ask for nothing more.
-    sent_again: Option<(u64, Instant)>,
-    connect_after: Option<Instant>,
-    failures: u32,
-    rate: Rate,
 }
 
 /// Plays the log.
@@ -273,11 +192,9 @@ impl<'a> Senders<'a> {
             let writer = &mut self.writers[nick];
             let waits = writer.outbox.waiting().len();
             // In order: only the writer's own messages may be on their way before this one.
-            let limit = match self.plan.window {
-                1 if waits == self.in_flight => IN_FLIGHT_MAX,
-                window => window,
-            };
-            if self.in_flight >= limit || waits >= IN_FLIGHT_MAX || writer.again_at.is_some() {
+            let is_turn = waits == self.in_flight || !self.plan.in_order;
+            let is_full = self.in_flight >= self.plan.window || waits >= IN_FLIGHT_MAX;
+            if !is_turn || is_full || writer.again_at.is_some() {
                 return Ok(None);
             }
             let Some(key) = writer.connection else {

@@ -42,7 +42,9 @@ impl Dice {
 /// A number from the environment, for drills that are longer than a test should be.
 pub fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is a number")),
+        Ok(text) => text
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is a number")),
         Err(_) => default,
     }
 }
@@ -76,7 +78,11 @@ impl Server {
             .arg(data)
             .output()
             .expect("the program runs");
-        assert!(key.status.success(), "{}", String::from_utf8_lossy(&key.stderr));
+        assert!(
+            key.status.success(),
+            "{}",
+            String::from_utf8_lossy(&key.stderr)
+        );
         let key = String::from_utf8(key.stdout).expect("a key is text");
         let extra: Vec<String> = extra.iter().map(|&s| s.to_owned()).collect();
         let program = Program {
@@ -102,7 +108,11 @@ impl Server {
 
     pub fn assert_runs(&mut self) {
         let ended = self.child.try_wait().expect("it is our child");
-        assert!(ended.is_none(), "the server ended: {ended:?}\n{}", self.program.last_lines());
+        assert!(
+            ended.is_none(),
+            "the server ended: {ended:?}\n{}",
+            self.program.last_lines()
+        );
     }
 }
 
@@ -112,7 +122,10 @@ impl Drop for Server {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("the end of the server's log:\n{}", self.program.last_lines());
+            eprintln!(
+                "the end of the server's log:\n{}",
+                self.program.last_lines()
+            );
         }
     }
 }
@@ -182,7 +195,12 @@ impl Load {
                 let tokens = api.tokens(&users, "drill")?;
                 let mut conversations = Vec::new();
                 for group in users.chunks(4) {
-                    conversations.push(api.create_conversation("group", "", group[0], &group[1..])?);
+                    conversations.push(api.create_conversation(
+                        "group",
+                        "",
+                        group[0],
+                        &group[1..],
+                    )?);
                 }
                 anyhow::Ok((users, tokens, conversations))
             })
@@ -234,7 +252,10 @@ impl Load {
         let mut look = tokio::time::interval(Duration::from_millis(2));
         while !holds(self) {
             let troubles: Vec<String> = self.witnesses.iter().flat_map(|w| w.troubles()).collect();
-            assert!(troubles.is_empty(), "while waiting for {what}: {troubles:?}");
+            assert!(
+                troubles.is_empty(),
+                "while waiting for {what}: {troubles:?}"
+            );
             assert!(
                 start.elapsed() < SETTLE_WITHIN,
                 "no {what} after {SETTLE_WITHIN:?}; sent {}",
@@ -251,7 +272,8 @@ impl Load {
         while let Some(wrote) = self.writers.join_next().await {
             queued += wrote.expect("no panic");
         }
-        self.until("end of sending", |load| load.sent() == queued).await;
+        self.until("end of sending", |load| load.sent() == queued)
+            .await;
         for group in self.witnesses.chunks(4) {
             let head = group.iter().map(|w| w.head()).max().unwrap_or(0);
             for witness in group {
