@@ -105,7 +105,7 @@ impl fmt::Display for Loaded {
 }
 
 /// Names of environment variables that are no settings: the folder of this prefix is shared with tools.
-const NOT_SETTINGS: [&str; 1] = ["TIDINGS_CONFIG"];
+const NOT_SETTINGS: [&str; 2] = ["TIDINGS_CONFIG", "TIDINGS_API_KEY"];
 
 /// Reads all sources; `environment` gives every variable of the process.
 ///
