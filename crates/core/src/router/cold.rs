@@ -66,10 +66,13 @@ impl Router {
         let number = self.loads.last;
         let next = self.next;
         let conversation = self.conversation(id);
-        let at = match conversation.waiting.front() {
-            Some(super::Work::Record { record, .. }) => record.position,
-            _ => next,
-        };
+        // What is read must say what the log before the first record that waits says, even if a
+        // gateway's question waits before it: what is learned for that serves the record too.
+        let record = conversation.waiting.iter().find_map(|work| match work {
+            super::Work::Record { record, .. } => Some(record.position),
+            _ => None,
+        });
+        let at = record.unwrap_or(next);
         conversation.loading = Some(number);
         let stage = if missing.state.is_empty() {
             Stage::Cursors
