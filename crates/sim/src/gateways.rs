@@ -314,7 +314,14 @@ impl World {
         });
     }
 
-    pub fn gateway_heard(&mut self, gateway: usize, message: ToGateway) {
+    /// A router's message arrives. What a router says of heads and grants counts only until
+    /// another has taken over: peers have to see to that, as a zombie would call a client complete
+    /// that isn't. Events and verdicts of a zombie are true, and taken.
+    pub fn gateway_heard(&mut self, router: usize, gateway: usize, message: ToGateway) {
+        let is_zombie = self.owner.is_some_and(|owner| owner != router);
+        if is_zombie && matches!(message, ToGateway::Opened { .. }) {
+            return;
+        }
         let life = self.gateways[gateway].life;
         self.with_gateway(gateway, life, |core, out| core.from_router(out, message));
     }

@@ -251,7 +251,7 @@ impl World {
             }
         };
         if let Some(at) = self.peer_arrival(false, router, gateway, &about) {
-            self.at(at, Event::ToGateway(gateway, message));
+            self.at(at, Event::ToGateway(router, gateway, message));
         }
     }
 

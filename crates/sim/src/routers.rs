@@ -173,6 +173,12 @@ impl World {
                 users,
             } => (load, Call::ReadCursors(conversation, users)),
         };
+        if let Call::PutEvents(rows) = &call {
+            for row in rows {
+                let (id, seq, at) = (row.conversation, row.seq, row.position.offset);
+                self.note(|| format!("router {router}: {id} {seq} is the record at {at}"));
+            }
+        }
         self.ask_store(Asker::Router(router, number), call);
     }
 

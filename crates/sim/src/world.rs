@@ -75,7 +75,7 @@ pub(crate) enum Event {
     GatewayBack(usize),
     GatewayEnds(usize),
     Gateway(usize, u64, GatewayInput),
-    ToGateway(usize, ToGateway),
+    ToGateway(usize, usize, ToGateway),
     ToRouter(usize, usize, ToRouter),
     RouterTick(usize),
     RouterRead(usize),
@@ -257,7 +257,9 @@ impl World {
             Event::GatewayEnds(gateway) => self.gateway_ends(gateway),
             Event::GatewayBack(gateway) => self.gateway_back(gateway),
             Event::Gateway(gateway, life, input) => self.gateway_input(gateway, life, input),
-            Event::ToGateway(gateway, message) => self.gateway_heard(gateway, message),
+            Event::ToGateway(router, gateway, message) => {
+                self.gateway_heard(router, gateway, message);
+            }
             Event::ToRouter(router, from, message) => self.router_heard(router, from, message),
             Event::RouterTick(router) => self.router_tick(router),
             Event::RouterRead(router) => self.router_read(router),

@@ -31,7 +31,10 @@ fn first_broken(from: u64, count: u64, options: &Options) -> Option<Outcome> {
                     let outcome = run(seed, options);
                     if options.bug.is_none() {
                         assert!(outcome.report.messages >= 500, "{outcome}");
-                        assert!(outcome.conversations >= 3 && outcome.faults >= 20, "{outcome}");
+                        assert!(
+                            outcome.conversations >= 3 && outcome.faults >= 20,
+                            "{outcome}"
+                        );
                     }
                     if !outcome.is_clean() {
                         let mut least = least.lock().expect("no thread panics with it");
@@ -78,7 +81,9 @@ fn every_planted_bug_is_found() {
             bug: Some(bug),
             ..Options::default()
         };
-        let found = (1..=100).map(|seed| run(seed, &options)).find(|o| !o.is_clean());
+        let found = (1..=100)
+            .map(|seed| run(seed, &options))
+            .find(|o| !o.is_clean());
         let found = found.unwrap_or_else(|| panic!("{bug:?} wasn't found in 100 seeds"));
         println!(
             "{bug:?}: found by seed {}, {:?} {:?}",
@@ -93,11 +98,17 @@ fn every_planted_bug_is_found() {
 #[test]
 fn the_same_seed_has_the_same_trace() {
     for seed in 1..=5 {
-        let (a, b) = (run(seed, &Options::default()), run(seed, &Options::default()));
+        let (a, b) = (
+            run(seed, &Options::default()),
+            run(seed, &Options::default()),
+        );
         assert_eq!(a.trace, b.trace, "seed {seed}");
         assert_eq!(a.report, b.report, "seed {seed}");
     }
-    assert_ne!(run(1, &Options::default()).trace, run(2, &Options::default()).trace);
+    assert_ne!(
+        run(1, &Options::default()).trace,
+        run(2, &Options::default()).trace
+    );
 }
 
 /// Hash maps of the cores iterate in another order in each process: that must not show.
