@@ -314,12 +314,14 @@ impl World {
         });
     }
 
-    /// A router's message arrives. What a router says of heads and grants counts only until
-    /// another has taken over: peers have to see to that, as a zombie would call a client complete
-    /// that isn't. Events and verdicts of a zombie are true, and taken.
+    /// A router's message arrives. Its answers count only until another has taken over; peers have
+    /// to see to that. Else a zombie's old head would call a client complete that isn't, and so
+    /// would the owner's while it hasn't come to what a zombie has acknowledged. Events of a zombie
+    /// are true, and taken.
     pub fn gateway_heard(&mut self, router: usize, gateway: usize, message: ToGateway) {
         let is_zombie = self.owner.is_some_and(|owner| owner != router);
-        if is_zombie && matches!(message, ToGateway::Opened { .. }) {
+        let is_answer = matches!(message, ToGateway::Opened { .. } | ToGateway::Answer { .. });
+        if is_zombie && is_answer {
             return;
         }
         let life = self.gateways[gateway].life;
