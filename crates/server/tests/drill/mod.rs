@@ -73,7 +73,7 @@ impl Server {
         let address = one.local_addr().expect("an address");
         let admin = two.local_addr().expect("an address");
         drop((one, two));
-        let key = Command::new(env!("CARGO_BIN_EXE_tidings"))
+        let key = program()
             .args(["api-key", "create", "drill", "--data"])
             .arg(data)
             .output()
@@ -130,6 +130,17 @@ impl Drop for Server {
     }
 }
 
+/// The program, without this test's own settings, which aren't its.
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("TIDINGS_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
 impl Program {
     fn last_lines(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -140,7 +151,7 @@ impl Program {
     /// Starts the program and waits until it says that it is ready.
     fn spawn(&self) -> Child {
         let log = File::options().create(true).append(true).open(&self.log);
-        let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
+        let mut command = program();
         command
             .arg("--data")
             .arg(&self.data)
