@@ -118,9 +118,18 @@ impl ClientCore {
         self.tick_lookup(now, conversation);
     }
 
+    /// A sync has told the head: what waited for that goes on.
+    pub(super) fn told(&mut self, now: u64, conversation: u64) {
+        if let Some(lookup) = &mut self.flow(conversation).lookup {
+            lookup.hurry(now);
+            self.tick_lookup(now, conversation);
+        }
+        self.look_for_restored(now, conversation);
+    }
+
     /// Looks for messages that waited at the start, once a sync has told the head.
     pub(super) fn look_for_restored(&mut self, now: u64, conversation: u64) {
-        let ready = self.link.ready() && !self.sync.expected();
+        let (ready, syncing) = (self.link.ready(), self.sync.expected());
         let told = self.inbox(conversation).told;
         let flow = self.flow(conversation);
         if !ready || !flow.restored || flow.lookup.is_some() {
@@ -129,7 +138,7 @@ impl ClientCore {
         match told {
             Some(head) => self.look_up(now, conversation, Why::Restored, head),
             // The user came into the conversation after the sync.
-            None if flow.may_write() && flow.ask_grant() => self.want_sync(now),
+            None if !syncing && flow.may_write() && flow.ask_grant() => self.want_sync(now),
             None => {}
         }
     }
@@ -140,8 +149,9 @@ impl ClientCore {
         }
         let page_max = self.page_max();
         let crowded = self.pending.len() >= PENDING_MAX;
-        let syncing = self.sync.expected();
-        let head = self.inbox(conversation).head;
+        let inbox = self.inbox(conversation);
+        let (told, head) = (inbox.told.is_some(), inbox.head);
+        let waits = !told && self.sync.expected();
         let Some(lookup) = &mut self.flow(conversation).lookup else {
             return;
         };
@@ -149,7 +159,7 @@ impl ClientCore {
             return;
         }
         if lookup.leaves_sender() && !lookup.synced {
-            if syncing {
+            if waits {
                 lookup.retry_at = now + RETRY_FIRST;
                 return;
             }

@@ -221,9 +221,8 @@ impl ClientCore {
             return true;
         }
         if expired {
-            // The head that a complete sync has told is where to look up to.
-            if !self.sync.expected() {
-                let head = self.inbox(conversation).head;
+            // The head that a sync tells is where to look up to.
+            if let Some(head) = self.inbox(conversation).told {
                 self.look_up(now, conversation, Why::Expired, head);
             }
             return true;
@@ -391,11 +390,7 @@ impl ClientCore {
                 let head = self.inbox(conversation).head;
                 self.look_up(now, conversation, Why::Ended, head);
             }
-            if let Some(lookup) = &mut self.flow(conversation).lookup {
-                lookup.hurry(now);
-                self.tick_lookup(now, conversation);
-            }
-            self.look_for_restored(now, conversation);
+            self.told(now, conversation);
             self.pump(now, conversation);
         }
     }

@@ -112,6 +112,7 @@ impl ClientCore {
             self.offer(now, event);
         }
         self.advance(now, conversation);
+        self.told(now, conversation);
         self.pump(now, conversation);
     }
 
