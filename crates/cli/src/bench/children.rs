@@ -54,23 +54,44 @@ pub struct Ordered {
 impl Ordered {
     fn start(arguments: &[String], core: usize) -> anyhow::Result<Ordered> {
         let mut command = myself()?;
-        command.arg("bench-load").args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .arg("bench-load")
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         process::pin(&mut command, core);
         let mut child = command.spawn().context("can't start a load process")?;
-        let (input, output) = (child.stdin.take().context("no input")?, child.stdout.take().context("no output")?);
+        let (input, output) = (
+            child.stdin.take().context("no input")?,
+            child.stdout.take().context("no output")?,
+        );
         let (to, answers) = channel();
-        std::thread::spawn(move || BufReader::new(output).lines().map_while(Result::ok).try_for_each(|line| to.send(line)));
-        Ok(Ordered { child: Killed(child), input, answers })
+        std::thread::spawn(move || {
+            BufReader::new(output)
+                .lines()
+                .map_while(Result::ok)
+                .try_for_each(|line| to.send(line))
+        });
+        Ok(Ordered {
+            child: Killed(child),
+            input,
+            answers,
+        })
     }
 
     fn tell(&mut self, order: &impl Serialize) -> anyhow::Result<()> {
         let mut line = serde_json::to_vec(order)?;
         line.push(b'\n');
-        self.input.write_all(&line).context("a load process has ended")
+        self.input
+            .write_all(&line)
+            .context("a load process has ended")
     }
 
     fn hear<T: DeserializeOwned>(&mut self, within: Duration) -> anyhow::Result<T> {
-        let line = self.answers.recv_timeout(within).context("a load process doesn't answer")?;
+        let line = self
+            .answers
+            .recv_timeout(within)
+            .context("a load process doesn't answer")?;
         Ok(serde_json::from_str(&line)?)
     }
 
@@ -85,20 +106,32 @@ pub struct Clients(Ordered);
 
 impl Clients {
     pub fn start(server: SocketAddr, key: &Path) -> anyhow::Result<Clients> {
-        let arguments = ["clients".into(), "--server".into(), server.to_string(), "--key".into(), key.display().to_string()];
+        let arguments = [
+            "clients".into(),
+            "--server".into(),
+            server.to_string(),
+            "--key".into(),
+            key.display().to_string(),
+        ];
         Ok(Clients(Ordered::start(&arguments, LOAD_CORE)?))
     }
 
     /// Gives an order and waits for what comes of it.
     pub fn run(&mut self, order: Order) -> anyhow::Result<Done> {
-        let name = serde_json::to_value(&order)?["do"].as_str().unwrap_or_default().to_owned();
+        let name = serde_json::to_value(&order)?["do"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         self.0.tell(&order)?;
         let done: Done = self.0.hear(Duration::from_secs(300))?;
         for problem in &done.problems {
             eprintln!("    {name}: {problem}");
         }
         if done.late {
-            eprintln!("    {name}: not done in time: {} opened, {} of {} acknowledged, {} of {} delivered", done.opened, done.acked, done.sent, done.delivered, done.due);
+            eprintln!(
+                "    {name}: not done in time: {} opened, {} of {} acknowledged, {} of {} delivered",
+                done.opened, done.acked, done.sent, done.delivered, done.due
+            );
         }
         Ok(done)
     }
@@ -164,8 +197,15 @@ fn free_port() -> anyhow::Result<SocketAddr> {
 fn launch(folder: &Path, is_pinned: bool) -> anyhow::Result<(Killed, Instant)> {
     let log = std::fs::File::create(folder.join("server.log"))?;
     let mut command = myself()?;
-    command.arg("serve").arg("--config").arg(folder.join("tidings.toml")).env("RUST_LOG", "warn");
-    command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+    command
+        .arg("serve")
+        .arg("--config")
+        .arg(folder.join("tidings.toml"))
+        .env("RUST_LOG", "warn");
+    command
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log);
     for (name, value) in RAISED {
         command.args(["--set", &format!("{name}={value}")]);
     }
@@ -173,7 +213,10 @@ fn launch(folder: &Path, is_pinned: bool) -> anyhow::Result<(Killed, Instant)> {
         process::pin(&mut command, SERVER_CORE);
     }
     let started = Instant::now();
-    Ok((Killed(command.spawn().context("can't start the server")?), started))
+    Ok((
+        Killed(command.spawn().context("can't start the server")?),
+        started,
+    ))
 }
 
 impl Server {
@@ -191,14 +234,32 @@ impl Server {
             tokens::ISSUER,
             tokens::AUDIENCE
         );
-        text += &format!("[server]\nlisten = \"{address}\"\n[admin]\nlisten = \"{admin}\"\n[data]\ndir = {data:?}\n");
+        text += &format!(
+            "[server]\nlisten = \"{address}\"\n[admin]\nlisten = \"{admin}\"\n[data]\ndir = {data:?}\n"
+        );
         std::fs::write(&config, text)?;
-        let made = myself()?.args(["api-key", "create", "bench", "--config"]).arg(&config).stderr(Stdio::inherit()).output()?;
-        let api_key = String::from_utf8_lossy(&made.stdout).split_whitespace().find(|w| w.starts_with("tak_")).map(str::to_owned);
+        let made = myself()?
+            .args(["api-key", "create", "bench", "--config"])
+            .arg(&config)
+            .stderr(Stdio::inherit())
+            .output()?;
+        let api_key = String::from_utf8_lossy(&made.stdout)
+            .split_whitespace()
+            .find(|w| w.starts_with("tak_"))
+            .map(str::to_owned);
         let api_key = api_key.context("`api-key create` printed no key")?;
 
         let (child, started) = launch(&folder, is_pinned)?;
-        let mut server = Server { child, is_pinned, address, folder, api_key, token_key, accepted_ms: 0.0, answered_ms: 0.0 };
+        let mut server = Server {
+            child,
+            is_pinned,
+            address,
+            folder,
+            api_key,
+            token_key,
+            accepted_ms: 0.0,
+            answered_ms: 0.0,
+        };
         server.wait(started)?;
         Ok(server)
     }
@@ -221,7 +282,8 @@ impl Server {
 
     /// Waits until it answers.
     fn wait(&mut self, started: Instant) -> anyhow::Result<()> {
-        self.first_answer(started).with_context(|| format!("the server doesn't start:\n{}", self.said()))
+        self.first_answer(started)
+            .with_context(|| format!("the server doesn't start:\n{}", self.said()))
     }
 
     fn said(&self) -> String {
@@ -232,17 +294,29 @@ impl Server {
         let mut stream = loop {
             match TcpStream::connect(self.address) {
                 Ok(stream) => break stream,
-                Err(_) if started.elapsed() < Duration::from_secs(10) => std::thread::sleep(Duration::from_micros(300)),
+                Err(_) if started.elapsed() < Duration::from_secs(10) => {
+                    std::thread::sleep(Duration::from_micros(300))
+                }
                 Err(error) => bail!(error),
             }
         };
         self.accepted_ms = started.elapsed().as_secs_f64() * 1e3;
         stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.write_all(format!("GET /version HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address).as_bytes())?;
+        stream.write_all(
+            format!(
+                "GET /version HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n",
+                self.address
+            )
+            .as_bytes(),
+        )?;
         let mut line = String::new();
         BufReader::new(stream).read_line(&mut line)?;
         self.answered_ms = started.elapsed().as_secs_f64() * 1e3;
-        if line.starts_with("HTTP/1.1 200") { Ok(()) } else { bail!("/version was answered {line:?}") }
+        if line.starts_with("HTTP/1.1 200") {
+            Ok(())
+        } else {
+            bail!("/version was answered {line:?}")
+        }
     }
 
     pub fn pid(&self) -> u32 {
@@ -251,7 +325,8 @@ impl Server {
 
     /// Its CPU time so far.
     pub fn cpu_ns(&self) -> anyhow::Result<u64> {
-        process::cpu_ns(self.pid()).with_context(|| format!("the server has ended:\n{}", self.said()))
+        process::cpu_ns(self.pid())
+            .with_context(|| format!("the server has ended:\n{}", self.said()))
     }
 }
 

@@ -22,7 +22,11 @@ impl Api {
         let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
         stream.set_read_timeout(Some(TIMEOUT))?;
         stream.set_nodelay(true)?;
-        Ok(Api { stream: BufReader::new(stream), address, key: key.to_owned() })
+        Ok(Api {
+            stream: BufReader::new(stream),
+            address,
+            key: key.to_owned(),
+        })
     }
 
     fn post(&mut self, path: &str, body: &Value) -> anyhow::Result<Value> {
@@ -33,7 +37,9 @@ impl Api {
             self.key,
             body.len()
         );
-        self.stream.get_mut().write_all(format!("{head}{body}").as_bytes())?;
+        self.stream
+            .get_mut()
+            .write_all(format!("{head}{body}").as_bytes())?;
         let mut line = String::new();
         self.stream.read_line(&mut line)?;
         let status = line.split(' ').nth(1).unwrap_or_default().to_owned();
@@ -63,7 +69,10 @@ impl Api {
             .collect();
         let made = self.post("/v1/users", &json!({ "users": users }))?;
         let ids = made["users"].as_array().context("no users in the answer")?;
-        Ok(ids.iter().filter_map(|id| id.as_str().map(str::to_owned)).collect())
+        Ok(ids
+            .iter()
+            .filter_map(|id| id.as_str().map(str::to_owned))
+            .collect())
     }
 
     /// A conversation of these users, the first of whom makes it; its id.
@@ -72,16 +81,25 @@ impl Api {
         let first = &others[..others.len().min(900)];
         let body = json!({ "kind": kind, "title": if kind == "direct" { "" } else { "Bench" }, "creator": creator, "members": first });
         let made = self.post("/v1/conversations", &body)?;
-        let id = made["conversation"].as_str().context("no conversation in the answer")?;
+        let id = made["conversation"]
+            .as_str()
+            .context("no conversation in the answer")?;
         for more in others[first.len()..].chunks(1000) {
-            self.post(&format!("/v1/conversations/{id}/members"), &json!({ "users": more, "role": "member" }))?;
+            self.post(
+                &format!("/v1/conversations/{id}/members"),
+                &json!({ "users": more, "role": "member" }),
+            )?;
         }
         tidings_protocol::parse_hex16(id).context("the conversation has a malformed id")
     }
 }
 
 /// Makes conversations over several connections at once, so that the directory commits them together.
-pub fn conversations(address: SocketAddr, key: &str, wanted: &[(&str, Vec<String>)]) -> anyhow::Result<Vec<u64>> {
+pub fn conversations(
+    address: SocketAddr,
+    key: &str,
+    wanted: &[(&str, Vec<String>)],
+) -> anyhow::Result<Vec<u64>> {
     const CONNECTIONS: usize = 32;
     let share = wanted.len().div_ceil(CONNECTIONS).max(1);
     let parts = std::thread::scope(|scope| {
@@ -90,11 +108,16 @@ pub fn conversations(address: SocketAddr, key: &str, wanted: &[(&str, Vec<String
             .map(|part| {
                 scope.spawn(move || -> anyhow::Result<Vec<u64>> {
                     let mut api = Api::connect(address, key)?;
-                    part.iter().map(|(kind, members)| api.conversation(kind, members)).collect()
+                    part.iter()
+                        .map(|(kind, members)| api.conversation(kind, members))
+                        .collect()
                 })
             })
             .collect();
-        threads.into_iter().map(|t| t.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?).collect::<anyhow::Result<Vec<_>>>()
+        threads
+            .into_iter()
+            .map(|t| t.join().map_err(|_| anyhow::anyhow!("a thread panicked"))?)
+            .collect::<anyhow::Result<Vec<_>>>()
     })?;
     Ok(parts.concat())
 }

@@ -118,7 +118,15 @@ impl Stage {
     fn new(run: &Run<'_>, scenario: &'static str) -> anyhow::Result<Stage> {
         let server = Server::start(&run.folder, true)?;
         let clients = Clients::start(server.address, &server.token_key)?;
-        Ok(Stage { clients, raw: Raw::start()?, checked: Checked { scenario, ..Checked::default() }, server })
+        Ok(Stage {
+            clients,
+            raw: Raw::start()?,
+            checked: Checked {
+                scenario,
+                ..Checked::default()
+            },
+            server,
+        })
     }
 
     /// Gives an order; errors are kept for the report.
@@ -127,15 +135,27 @@ impl Stage {
         self.checked.received += done.delivered + done.paged;
         self.checked.problems.extend(done.problems.iter().cloned());
         if done.late {
-            self.checked.problems.push("an order was not done in time".into());
+            self.checked
+                .problems
+                .push("an order was not done in time".into());
         }
         Ok(done)
     }
 
     /// Signs users in; fails when not all of them come.
     fn open(&mut self, first: usize, count: usize, whole: bool) -> anyhow::Result<Done> {
-        let done = self.run(Order::Open { first, count, window: 400, whole, seconds: 120.0 })?;
-        anyhow::ensure!(done.opened == count as u64, "only {} of {count} sessions came", done.opened);
+        let done = self.run(Order::Open {
+            first,
+            count,
+            window: 400,
+            whole,
+            seconds: 120.0,
+        })?;
+        anyhow::ensure!(
+            done.opened == count as u64,
+            "only {} of {count} sessions came",
+            done.opened
+        );
         Ok(done)
     }
 
@@ -153,8 +173,12 @@ impl Stage {
         self.run(Order::Rest { seconds: 1.0 })?;
         let done = self.run(Order::Check)?;
         let checked = &mut self.checked;
-        (checked.lost, checked.duplicated, checked.reordered) = (done.lost, done.duplicated, done.reordered);
-        println!("{}: {} received; {} lost, {} duplicated, {} reordered", checked.scenario, checked.received, done.lost, done.duplicated, done.reordered);
+        (checked.lost, checked.duplicated, checked.reordered) =
+            (done.lost, done.duplicated, done.reordered);
+        println!(
+            "{}: {} received; {} lost, {} duplicated, {} reordered",
+            checked.scenario, checked.received, done.lost, done.duplicated, done.reordered
+        );
         report.checked.push(self.checked.clone());
         Ok(())
     }
@@ -170,14 +194,29 @@ struct Run<'a> {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let files = process::raise_open_files().context("can't raise the limit of open files")?;
     let place = args.folder.clone().unwrap_or_else(std::env::temp_dir);
-    let folder = tempfile::Builder::new().prefix("tidings-bench-").tempdir_in(place)?;
-    let run = Run { args: &args, folder: folder.path().to_owned() };
+    let folder = tempfile::Builder::new()
+        .prefix("tidings-bench-")
+        .tempdir_in(place)?;
+    let run = Run {
+        args: &args,
+        folder: folder.path().to_owned(),
+    };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let mut report = Report { version: env!("CARGO_PKG_VERSION"), machine: format!("{cores} cores, {files} open files"), ..Report::default() };
-    report.raised = children::RAISED.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    let mut report = Report {
+        version: env!("CARGO_PKG_VERSION"),
+        machine: format!("{cores} cores, {files} open files"),
+        ..Report::default()
+    };
+    report.raised = children::RAISED
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
     println!("{} on {}", report.version, report.machine);
     println!("Limits raised for the load: {}", report.raised.join(", "));
-    println!("Users sign in with EdDSA tokens of a configured key, from 60 loopback addresses.\n\n{}", report::HEAD);
+    println!(
+        "Users sign in with EdDSA tokens of a configured key, from 60 loopback addresses.\n\n{}",
+        report::HEAD
+    );
     let wants = |s: Scenario| args.only.contains(&s);
     let mut failed = Vec::new();
     let mut attempt = |what: &str, result: anyhow::Result<()>| {
@@ -203,7 +242,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     report.print();
     if let Some(file) = &args.json {
-        std::fs::write(file, serde_json::to_vec_pretty(&report)?).with_context(|| format!("can't write {}", file.display()))?;
+        std::fs::write(file, serde_json::to_vec_pretty(&report)?)
+            .with_context(|| format!("can't write {}", file.display()))?;
     }
-    Ok(if report.is_faulty() || !failed.is_empty() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(if report.is_faulty() || !failed.is_empty() {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }

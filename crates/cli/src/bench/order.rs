@@ -19,7 +19,13 @@ pub enum Order {
         seconds: f64,
     },
     /// Opens bare sockets to the probe, with or without a WebSocket upgrade.
-    OpenRaw { address: SocketAddr, count: usize, window: usize, upgrade: bool, seconds: f64 },
+    OpenRaw {
+        address: SocketAddr,
+        count: usize,
+        window: usize,
+        upgrade: bool,
+        seconds: f64,
+    },
     /// Cuts sessions off without a word.
     CutOff { first: usize, count: usize },
     /// Closes the bare sockets.
@@ -112,7 +118,11 @@ impl Quantiles {
     /// Of a histogram of nanoseconds.
     pub fn of(histogram: &hdrhistogram::Histogram<u64>) -> Quantiles {
         let us = |q| histogram.value_at_quantile(q) as f64 / 1e3;
-        Quantiles { p50: us(0.5), p99: us(0.99), max: histogram.max() as f64 / 1e3 }
+        Quantiles {
+            p50: us(0.5),
+            p99: us(0.99),
+            max: histogram.max() as f64 / 1e3,
+        }
     }
 }
 
@@ -121,7 +131,11 @@ impl Quantiles {
 #[serde(tag = "do", rename_all = "snake_case")]
 pub enum RawOrder {
     /// Writes to every socket `writes` times, each `bytes` long, a round every `interval_us`.
-    Fan { writes: u64, bytes: usize, interval_us: u64 },
+    Fan {
+        writes: u64,
+        bytes: usize,
+        interval_us: u64,
+    },
     /// Forgets all sockets that were closed.
     Sweep,
 }

@@ -61,29 +61,65 @@ impl Population {
         conversations(stage.server.address, &stage.server.api_key, &wanted)?;
         // What founding left in memory isn't what sessions cost.
         stage.server.restart()?;
-        Ok(Population { stage, sessions, writers })
+        Ok(Population {
+            stage,
+            sessions,
+            writers,
+        })
     }
 
     /// Everybody comes, writes or hears something, and rests.
-    fn settle(&mut self, run: &Run<'_>, report: &mut Report, is_measured: bool) -> anyhow::Result<()> {
+    fn settle(
+        &mut self,
+        run: &Run<'_>,
+        report: &mut Report,
+        is_measured: bool,
+    ) -> anyhow::Result<()> {
         let server = self.stage.server.pid();
         if is_measured {
             let raw = self.stage.raw.pid();
             let before = process::private_dirty(raw)?;
             let address = self.stage.raw.address;
-            let opened = self.stage.run(Order::OpenRaw { address, count: self.sessions, window: 500, upgrade: false, seconds: 60.0 })?;
-            let bare = process::private_dirty(raw)?.saturating_sub(before) as f64 / opened.opened.max(1) as f64;
+            let opened = self.stage.run(Order::OpenRaw {
+                address,
+                count: self.sessions,
+                window: 500,
+                upgrade: false,
+                seconds: 60.0,
+            })?;
+            let bare = process::private_dirty(raw)?.saturating_sub(before) as f64
+                / opened.opened.max(1) as f64;
             self.stage.run(Order::CloseRaw)?;
-            report.plain("idle", "bare socket in a table", "KB", &[bare / 1e3], Judged::Told, 0.0, 0.0);
+            report.plain(
+                "idle",
+                "bare socket in a table",
+                "KB",
+                &[bare / 1e3],
+                Judged::Told,
+            );
         }
         let empty = process::private_dirty(server)?;
         self.stage.open(0, self.sessions + self.writers, false)?;
         let opened = process::private_dirty(server)?;
-        let each = |bytes: u64, then: u64| bytes.saturating_sub(then) as f64 / (self.sessions + self.writers) as f64 / 1e3;
+        let each = |bytes: u64, then: u64| {
+            bytes.saturating_sub(then) as f64 / (self.sessions + self.writers) as f64 / 1e3
+        };
         let as_opened = each(opened, empty);
         // Every other session writes to its pair, then the writers to everybody.
-        self.stage.run(self.sends(0, self.sessions, self.sessions as u64, 3_000.0, run.args.body))?;
-        self.stage.run(self.sends(self.sessions, self.writers, self.writers as u64, 20.0, run.args.body))?;
+        self.stage.run(self.sends(
+            0,
+            self.sessions,
+            self.sessions as u64,
+            3_000.0,
+            run.args.body,
+        ))?;
+        self.stage.run(self.sends(
+            self.sessions,
+            self.writers,
+            self.writers as u64,
+            20.0,
+            run.args.body,
+        ))?;
         if !is_measured {
             return Ok(());
         }
@@ -92,40 +128,118 @@ impl Population {
         self.stage.run(Order::Rest { seconds: 10.0 })?;
         let idle_cpu = (self.stage.server.cpu_ns()? - cpu) as f64 / 10e9 * 100.0;
         let rested = each(process::private_dirty(server)?, empty);
-        report.plain("idle", "memory per session, after traffic", "KB", &[rested], Judged::AtMost, 1.6, 1.0);
-        report.plain("idle", "memory per session, as opened", "KB", &[as_opened], Judged::Told, 0.0, 0.0);
-        report.plain("idle", "kernel memory per socket (sizes)", "KB", &[KERNEL_KB], Judged::Told, 0.0, 0.0);
-        report.plain("idle", "server at zero connections", "MB", &[empty as f64 / 1e6], Judged::Told, 0.0, 0.0);
-        report.plain("idle", "CPU of a core, all idle", "%", &[idle_cpu], Judged::AtMost, 1.5, 0.75);
+        report.plain(
+            "idle",
+            "memory per session, after traffic",
+            "KB",
+            &[rested],
+            Judged::AtMost(1.6, 1.0),
+        );
+        report.plain(
+            "idle",
+            "memory per session, as opened",
+            "KB",
+            &[as_opened],
+            Judged::Told,
+        );
+        report.plain(
+            "idle",
+            "kernel memory per socket (sizes)",
+            "KB",
+            &[KERNEL_KB],
+            Judged::Told,
+        );
+        report.plain(
+            "idle",
+            "server at zero connections",
+            "MB",
+            &[empty as f64 / 1e6],
+            Judged::Told,
+        );
+        report.plain(
+            "idle",
+            "CPU of a core, all idle",
+            "%",
+            &[idle_cpu],
+            Judged::AtMost(1.5, 0.75),
+        );
         Ok(())
     }
 
     fn sends(&self, first: usize, count: usize, bursts: u64, rate: f64, body: usize) -> Order {
         let seconds = bursts as f64 / rate + 30.0;
-        Order::Send(SendPlan { first, count, conversation: 0, rate, burst: 1, in_flight: 0, bursts, seconds, body })
+        Order::Send(SendPlan {
+            first,
+            count,
+            conversation: 0,
+            rate,
+            burst: 1,
+            in_flight: 0,
+            bursts,
+            seconds,
+            body,
+        })
     }
 
     fn reconnect(&mut self, run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
         let (sessions, address) = (self.sessions, self.stage.raw.address);
         let (mut rounds, mut seconds) = (Rounds::default(), Vec::new());
         for _ in 0..run.args.rounds {
-            self.stage.run(Order::CutOff { first: 0, count: sessions })?;
+            self.stage.run(Order::CutOff {
+                first: 0,
+                count: sessions,
+            })?;
             self.stage.run(Order::Rest { seconds: 2.0 })?;
-            self.stage.run(self.sends(self.sessions, self.writers, self.writers as u64 * u64::from(MISSED), 50.0, run.args.body))?;
+            self.stage.run(self.sends(
+                self.sessions,
+                self.writers,
+                self.writers as u64 * u64::from(MISSED),
+                50.0,
+                run.args.body,
+            ))?;
             let before = process::cpu_ns(self.stage.raw.pid())?;
-            self.stage.run(Order::OpenRaw { address, count: sessions, window: 400, upgrade: true, seconds: 60.0 })?;
-            let bare = (process::cpu_ns(self.stage.raw.pid())? - before) as f64 / 1e3 / sessions as f64;
+            self.stage.run(Order::OpenRaw {
+                address,
+                count: sessions,
+                window: 400,
+                upgrade: true,
+                seconds: 60.0,
+            })?;
+            let bare =
+                (process::cpu_ns(self.stage.raw.pid())? - before) as f64 / 1e3 / sessions as f64;
             self.stage.run(Order::CloseRaw)?;
             self.stage.raw.tell(&RawOrder::Sweep)?;
             self.stage.raw.hear()?;
-            let order = Order::Open { first: 0, count: sessions, window: 400, whole: false, seconds: 60.0 };
+            let order = Order::Open {
+                first: 0,
+                count: sessions,
+                window: 400,
+                whole: false,
+                seconds: 60.0,
+            };
             let (cost, done) = self.stage.cost(order, |done| done.opened)?;
-            anyhow::ensure!(done.opened == sessions as u64, "only {} of {sessions} sessions came back", done.opened);
+            anyhow::ensure!(
+                done.opened == sessions as u64,
+                "only {} of {sessions} sessions came back",
+                done.opened
+            );
             rounds.add(cost, bare);
             seconds.push(done.seconds);
         }
-        report.beside("reconnect", "CPU per session, back and complete", "µs", &rounds, Judged::AtMost, 80.0, 60.0);
-        report.plain("reconnect", "all back and complete after", "s", &seconds, Judged::AtMost, 5.0, 5.0);
+        report.beside(
+            "reconnect",
+            "CPU per session, back and complete",
+            "µs",
+            &rounds,
+            Judged::AtMost(80.0, 60.0),
+        );
+        report.plain(
+            "reconnect",
+            "all back and complete after",
+            "s",
+            &seconds,
+            Judged::AtMost(5.0, 5.0),
+        );
         Ok(())
     }
 }

@@ -7,14 +7,20 @@ use std::process::Command;
 /// CPU time of a whole process so far, threads that have ended included, in nanoseconds.
 pub fn cpu_ns(pid: u32) -> io::Result<u64> {
     let mut clock = 0;
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: both calls write to the variable they are given and to nothing else.
     let failed = unsafe {
         let pid = pid as libc::pid_t;
-        libc::clock_getcpuclockid(pid, &mut clock) != 0 || libc::clock_gettime(clock, &mut time) != 0
+        libc::clock_getcpuclockid(pid, &mut clock) != 0
+            || libc::clock_gettime(clock, &mut time) != 0
     };
     if failed {
-        return Err(io::Error::other("the process has no CPU clock: it has ended"));
+        return Err(io::Error::other(
+            "the process has no CPU clock: it has ended",
+        ));
     }
     Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
@@ -27,13 +33,17 @@ fn kib(text: &str, name: &str) -> Option<u64> {
 /// Bytes that only this process holds and has written to: what it costs the machine.
 pub fn private_dirty(pid: u32) -> io::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup"))?;
-    kib(&text, "Private_Dirty:").map(|k| k * 1024).ok_or_else(|| io::Error::other("no Private_Dirty"))
+    kib(&text, "Private_Dirty:")
+        .map(|k| k * 1024)
+        .ok_or_else(|| io::Error::other("no Private_Dirty"))
 }
 
 /// Resident bytes.
 pub fn resident(pid: u32) -> io::Result<u64> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    kib(&text, "VmRSS:").map(|k| k * 1024).ok_or_else(|| io::Error::other("no VmRSS"))
+    kib(&text, "VmRSS:")
+        .map(|k| k * 1024)
+        .ok_or_else(|| io::Error::other("no VmRSS"))
 }
 
 /// Lets a child run on one core only; on a machine with one core it changes nothing.
@@ -56,7 +66,10 @@ pub fn pin(command: &mut Command, core: usize) {
 
 /// Raises the limit of open files to what the system allows, and says what that is. Children inherit it.
 pub fn raise_open_files() -> io::Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: the calls read and write the structure they are given.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) != 0 {

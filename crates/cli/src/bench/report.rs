@@ -19,16 +19,16 @@ impl Rounds {
     }
 }
 
-/// Which figure must and goal are about.
-#[derive(Clone, Copy, PartialEq, Eq, Serialize)]
+/// Which figure must and goal are about: first the must, then the goal.
+#[derive(Clone, Copy, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Judged {
     /// The value: at most.
-    AtMost,
+    AtMost(f64, f64),
     /// The value: at least.
-    AtLeast,
+    AtLeast(f64, f64),
     /// Its ratio to the probe: at most.
-    Ratio,
+    Ratio(f64, f64),
     /// Nothing: it is told for its own sake.
     Told,
 }
@@ -47,8 +47,6 @@ pub struct Line {
     /// Median of the rounds' ratios.
     pub ratio: Option<f64>,
     pub judged: Judged,
-    pub must: f64,
-    pub goal: f64,
     pub rounds: usize,
     /// Rounds left out, since their probe was off.
     pub void: usize,
@@ -89,33 +87,63 @@ pub fn median(values: &[f64]) -> f64 {
 
 impl Report {
     /// Adds a figure that has no probe.
-    pub fn plain(&mut self, scenario: &'static str, figure: &str, unit: &'static str, values: &[f64], judged: Judged, must: f64, goal: f64) {
-        let rounds = Rounds { ours: values.to_vec(), probes: Vec::new() };
-        self.beside(scenario, figure, unit, &rounds, judged, must, goal);
+    pub fn plain(
+        &mut self,
+        scenario: &'static str,
+        figure: &str,
+        unit: &'static str,
+        values: &[f64],
+        judged: Judged,
+    ) {
+        let rounds = Rounds {
+            ours: values.to_vec(),
+            probes: Vec::new(),
+        };
+        self.beside(scenario, figure, unit, &rounds, judged);
     }
 
     /// Adds a figure measured beside its probe.
-    pub fn beside(&mut self, scenario: &'static str, figure: &str, unit: &'static str, rounds: &Rounds, judged: Judged, must: f64, goal: f64) {
+    pub fn beside(
+        &mut self,
+        scenario: &'static str,
+        figure: &str,
+        unit: &'static str,
+        rounds: &Rounds,
+        judged: Judged,
+    ) {
         let middle = median(&rounds.probes);
-        let good = |i: &usize| rounds.probes.get(*i).is_none_or(|p| (p - middle).abs() <= middle * PROBE_OFF_MAX);
+        let good = |i: &usize| {
+            rounds
+                .probes
+                .get(*i)
+                .is_none_or(|p| (p - middle).abs() <= middle * PROBE_OFF_MAX)
+        };
         let kept: Vec<usize> = (0..rounds.ours.len()).filter(good).collect();
         let ours: Vec<f64> = kept.iter().map(|&i| rounds.ours[i]).collect();
         let has_probe = !rounds.probes.is_empty() && middle > 0.0;
-        let ratios: Vec<f64> = if has_probe { kept.iter().map(|&i| rounds.ours[i] / rounds.probes[i]).collect() } else { Vec::new() };
+        let ratios: Vec<f64> = if has_probe {
+            kept.iter()
+                .map(|&i| rounds.ours[i] / rounds.probes[i])
+                .collect()
+        } else {
+            Vec::new()
+        };
         let ratio = has_probe.then(|| median(&ratios));
         let value = median(&ours);
-        let (judged_value, is_floor) = match judged {
-            Judged::Ratio => (ratio.unwrap_or(f64::INFINITY), false),
-            Judged::AtLeast => (value, true),
-            Judged::AtMost | Judged::Told => (value, false),
+        let rank = |is_kept: bool, is_best: bool| match (is_best, is_kept) {
+            _ if ours.is_empty() => "VOID",
+            (true, _) => "goal",
+            (_, true) => "must",
+            _ => "MISSED",
         };
-        let holds = |limit: f64| if is_floor { judged_value >= limit } else { judged_value <= limit };
         let verdict = match judged {
             Judged::Told => "",
-            _ if ours.is_empty() => "VOID",
-            _ if holds(goal) => "goal",
-            _ if holds(must) => "must",
-            _ => "MISSED",
+            Judged::AtMost(must, goal) => rank(value <= must, value <= goal),
+            Judged::AtLeast(must, goal) => rank(value >= must, value >= goal),
+            Judged::Ratio(must, goal) => {
+                let ratio = ratio.unwrap_or(f64::INFINITY);
+                rank(ratio <= must, ratio <= goal)
+            }
         };
         let line = Line {
             scenario,
@@ -127,8 +155,6 @@ impl Report {
             probe: has_probe.then_some(middle),
             ratio,
             judged,
-            must,
-            goal,
             rounds: ours.len(),
             void: rounds.ours.len() - ours.len(),
             verdict,
@@ -139,7 +165,9 @@ impl Report {
 
     /// Whether anything was lost, came twice or in another order.
     pub fn is_faulty(&self) -> bool {
-        self.checked.iter().any(|c| c.lost + c.duplicated + c.reordered > 0)
+        self.checked
+            .iter()
+            .any(|c| c.lost + c.duplicated + c.reordered > 0)
     }
 
     /// The whole table.
@@ -148,16 +176,21 @@ impl Report {
         for line in &self.lines {
             println!("{}", shown(line));
         }
-        println!("\n{:<10}{:>14}{:>8}{:>12}{:>11}", "checked", "received", "lost", "duplicated", "reordered");
+        println!(
+            "\n{:<10}{:>14}{:>8}{:>12}{:>11}",
+            "checked", "received", "lost", "duplicated", "reordered"
+        );
         for c in &self.checked {
-            println!("{:<10}{:>14}{:>8}{:>12}{:>11}", c.scenario, c.received, c.lost, c.duplicated, c.reordered);
+            println!(
+                "{:<10}{:>14}{:>8}{:>12}{:>11}",
+                c.scenario, c.received, c.lost, c.duplicated, c.reordered
+            );
         }
     }
 }
 
 /// The table's first line.
-pub const HEAD: &str =
-    "scenario  figure                              median           min - max  unit     probe   ratio   must / goal      rounds  verdict";
+pub const HEAD: &str = "scenario  figure                              median           min - max  unit     probe   ratio   must / goal      rounds  verdict";
 
 fn short(value: f64) -> String {
     match value.abs() {
@@ -172,10 +205,16 @@ fn shown(line: &Line) -> String {
     let optional = |value: Option<f64>| value.map_or("-".into(), short);
     let limits = match line.judged {
         Judged::Told => String::new(),
-        Judged::Ratio => format!("×{} / ×{}", short(line.must), short(line.goal)),
-        _ => format!("{} / {}", short(line.must), short(line.goal)),
+        Judged::Ratio(must, goal) => format!("×{} / ×{}", short(must), short(goal)),
+        Judged::AtMost(must, goal) | Judged::AtLeast(must, goal) => {
+            format!("{} / {}", short(must), short(goal))
+        }
     };
-    let void = if line.void > 0 { format!(" (+{} void)", line.void) } else { String::new() };
+    let void = if line.void > 0 {
+        format!(" (+{} void)", line.void)
+    } else {
+        String::new()
+    };
     let spread = format!("{} - {}", short(line.min), short(line.max));
     format!(
         "{:<10}{:<34}{:>8}{:>20}  {:<7}{:>7}{:>8}   {:<16}{:>4}{void}  {}",
@@ -202,7 +241,7 @@ mod tests {
         for (ours, probe) in [(3.0, 2.0), (3.2, 2.0), (9.0, 4.0)] {
             rounds.add(ours, probe);
         }
-        report.beside("fan", "CPU", "µs", &rounds, Judged::Ratio, 1.6, 1.1);
+        report.beside("fan", "CPU", "µs", &rounds, Judged::Ratio(1.6, 1.1));
         let line = &report.lines[0];
         assert_eq!((line.rounds, line.void, line.verdict), (2, 1, "must"));
         assert!((line.ratio.unwrap_or(0.0) - 1.55).abs() < 1e-9 && line.max < 9.0);
@@ -211,9 +250,21 @@ mod tests {
     #[test]
     fn limits_hold_in_their_direction() {
         let mut report = Report::default();
-        report.plain("durable", "rate", "K/s", &[29.0], Judged::AtLeast, 30.0, 50.0);
-        report.plain("durable", "rate", "K/s", &[51.0], Judged::AtLeast, 30.0, 50.0);
-        report.plain("idle", "memory", "KB", &[1.7], Judged::AtMost, 1.6, 1.0);
+        report.plain(
+            "durable",
+            "rate",
+            "K/s",
+            &[29.0],
+            Judged::AtLeast(30.0, 50.0),
+        );
+        report.plain(
+            "durable",
+            "rate",
+            "K/s",
+            &[51.0],
+            Judged::AtLeast(30.0, 50.0),
+        );
+        report.plain("idle", "memory", "KB", &[1.7], Judged::AtMost(1.6, 1.0));
         let verdicts: Vec<_> = report.lines.iter().map(|l| l.verdict).collect();
         assert_eq!(verdicts, ["MISSED", "goal", "MISSED"]);
     }

@@ -7,7 +7,8 @@ use super::report::{Judged, Report, Rounds};
 use super::{Run, process};
 
 pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
-    let (mut accepted, mut answered, mut memory) = (Rounds::default(), Rounds::default(), Vec::new());
+    let (mut accepted, mut answered, mut memory) =
+        (Rounds::default(), Rounds::default(), Vec::new());
     for _ in 0..run.args.rounds.max(3) {
         let started = Instant::now();
         drop(Raw::start()?);
@@ -19,10 +20,28 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
         std::thread::sleep(Duration::from_secs(1));
         memory.push(process::resident(server.pid())? as f64 / 1e6);
     }
-    report.beside("start", "to first accept, empty", "ms", &accepted, Judged::AtMost, 50.0, 20.0);
-    report.beside("start", "to first answer, empty", "ms", &answered, Judged::Told, 0.0, 0.0);
-    report.plain("start", "resident when empty", "MB", &memory, Judged::AtMost, 20.0, 12.0);
+    report.beside(
+        "start",
+        "to first accept, empty",
+        "ms",
+        &accepted,
+        Judged::AtMost(50.0, 20.0),
+    );
+    report.beside(
+        "start",
+        "to first answer, empty",
+        "ms",
+        &answered,
+        Judged::Told,
+    );
+    report.plain(
+        "start",
+        "resident when empty",
+        "MB",
+        &memory,
+        Judged::AtMost(20.0, 12.0),
+    );
     let size = std::fs::metadata("/proc/self/exe")?.len() as f64 / 1e6;
-    report.plain("start", "binary", "MB", &[size], Judged::AtMost, 25.0, 15.0);
+    report.plain("start", "binary", "MB", &[size], Judged::AtMost(25.0, 15.0));
     Ok(())
 }

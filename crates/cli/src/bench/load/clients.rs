@@ -50,11 +50,25 @@ pub struct Opening {
 pub enum Job {
     Nothing,
     Opening(Opening),
-    OpeningRaw { address: SocketAddr, next: usize, ready: usize, window: usize, upgrade: bool, deadline: u64 },
+    OpeningRaw {
+        address: SocketAddr,
+        next: usize,
+        ready: usize,
+        window: usize,
+        upgrade: bool,
+        deadline: u64,
+    },
     Sending(Box<Sending>),
-    Resuming { deadline: u64 },
-    AwaitRaw { bytes: u64, deadline: u64 },
-    Resting { until: u64 },
+    Resuming {
+        deadline: u64,
+    },
+    AwaitRaw {
+        bytes: u64,
+        deadline: u64,
+    },
+    Resting {
+        until: u64,
+    },
 }
 
 #[derive(PartialEq, Eq)]
@@ -102,10 +116,19 @@ pub fn run(server: SocketAddr, key: &Path, addresses: u16) -> anyhow::Result<()>
     let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
     let orders = orders::<Order>(move || drop(waker.wake()));
     let timer = Timer::new()?;
-    poll.registry().register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
+    poll.registry()
+        .register(&mut SourceFd(&timer.as_raw_fd()), TIMER, Interest::READABLE)?;
     // Letters in no order that repeats soon; what they say doesn't matter.
-    let filler = (0..4096u64).map(|i| b"etaoin shrdlu etaoin "[(i.wrapping_mul(i).wrapping_mul(0x9e37_79b9) >> 11) as usize % 21]).collect();
-    let nonce = std::time::UNIX_EPOCH.elapsed().map_or(1, |d| d.as_nanos() as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let filler = (0..4096u64)
+        .map(|i| {
+            b"etaoin shrdlu etaoin "
+                [(i.wrapping_mul(i).wrapping_mul(0x9e37_79b9) >> 11) as usize % 21]
+        })
+        .collect();
+    let nonce = std::time::UNIX_EPOCH
+        .elapsed()
+        .map_or(1, |d| d.as_nanos() as u64)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut clients = Clients {
         server,
         addresses,
@@ -186,7 +209,13 @@ impl Clients {
         self.done = Done::default();
         let until = |seconds: f64| self.began + (seconds * 1e9) as u64;
         match order {
-            Order::Open { first, count, window, whole, seconds } => {
+            Order::Open {
+                first,
+                count,
+                window,
+                whole,
+                seconds,
+            } => {
                 let deadline = until(seconds);
                 while self.sessions.len() < first + count {
                     self.sessions.push(Session::new());
@@ -199,11 +228,33 @@ impl Clients {
                 }
                 // Signing is not the server's time.
                 self.began = self.now();
-                self.job = Job::Opening(Opening { next: first, end: first + count, under_way: 0, complete: 0, count, window, again: Vec::new(), deadline });
+                self.job = Job::Opening(Opening {
+                    next: first,
+                    end: first + count,
+                    under_way: 0,
+                    complete: 0,
+                    count,
+                    window,
+                    again: Vec::new(),
+                    deadline,
+                });
             }
-            Order::OpenRaw { address, count, window, upgrade, seconds } => {
+            Order::OpenRaw {
+                address,
+                count,
+                window,
+                upgrade,
+                seconds,
+            } => {
                 self.raw.reserve(count);
-                self.job = Job::OpeningRaw { address, next: count, ready: 0, window, upgrade, deadline: until(seconds) };
+                self.job = Job::OpeningRaw {
+                    address,
+                    next: count,
+                    ready: 0,
+                    window,
+                    upgrade,
+                    deadline: until(seconds),
+                };
             }
             Order::CutOff { first, count } => {
                 for session in &mut self.sessions[first..first + count] {
@@ -226,19 +277,32 @@ impl Clients {
                 self.job = Job::Resting { until: until(0.0) };
             }
             Order::Resume { seconds } => {
-                self.job = Job::Resuming { deadline: until(seconds) };
+                self.job = Job::Resuming {
+                    deadline: until(seconds),
+                };
                 for at in 0..self.sessions.len() {
                     if std::mem::take(&mut self.sessions[at].stalled) {
                         self.readable(at);
                     }
                 }
             }
-            Order::AwaitRaw { bytes, seconds } => self.job = Job::AwaitRaw { bytes, deadline: until(seconds) },
-            Order::Rest { seconds } => self.job = Job::Resting { until: until(seconds) },
+            Order::AwaitRaw { bytes, seconds } => {
+                self.job = Job::AwaitRaw {
+                    bytes,
+                    deadline: until(seconds),
+                }
+            }
+            Order::Rest { seconds } => {
+                self.job = Job::Resting {
+                    until: until(seconds),
+                }
+            }
             Order::Check => {
                 let live = self.sessions.iter().filter(|s| s.state == State::Live);
                 self.done.opened = live.count() as u64;
-                self.done.lost = self.ledger.lost(self.sessions.iter().flat_map(|s| &s.memberships));
+                self.done.lost = self
+                    .ledger
+                    .lost(self.sessions.iter().flat_map(|s| &s.memberships));
                 self.done.duplicated = self.ledger.duplicated;
                 self.done.reordered = self.ledger.reordered;
                 self.job = Job::Resting { until: until(0.0) };
@@ -256,17 +320,29 @@ impl Clients {
                 self.done.opened = opening.complete as u64;
                 (opening.complete == opening.count, opening.deadline)
             }
-            Job::OpeningRaw { next, ready, deadline, .. } => {
+            Job::OpeningRaw {
+                next,
+                ready,
+                deadline,
+                ..
+            } => {
                 self.done.opened = *ready as u64;
                 (*next == 0 && *ready == self.raw.len(), *deadline)
             }
             Job::Sending(sending) => {
-                let complete = self.done.acked >= self.done.sent && self.done.delivered >= self.done.due;
+                let complete =
+                    self.done.acked >= self.done.sent && self.done.delivered >= self.done.due;
                 (sending.is_over(now) && complete, sending.deadline)
             }
             Job::Resuming { deadline } => {
                 let live = self.sessions.iter().all(|s| s.state == State::Live);
-                (live && self.ledger.lost(self.sessions.iter().flat_map(|s| &s.memberships)) == 0, *deadline)
+                (
+                    live && self
+                        .ledger
+                        .lost(self.sessions.iter().flat_map(|s| &s.memberships))
+                        == 0,
+                    *deadline,
+                )
             }
             Job::AwaitRaw { bytes, deadline } => (self.raw_bytes >= *bytes, *deadline),
             Job::Resting { until } => (now >= *until, u64::MAX),
@@ -310,15 +386,28 @@ impl Clients {
                 self.connect(at)?;
             }
         }
-        while let Job::OpeningRaw { address, next, ready, window, .. } = &mut self.job
+        while let Job::OpeningRaw {
+            address,
+            next,
+            ready,
+            window,
+            ..
+        } = &mut self.job
             && *next > 0
             && self.raw.len() - *ready < *window
         {
             *next -= 1;
             let at = self.raw.len();
             let mut stream = sockets::connect(*address, at, self.addresses)?;
-            self.poll.registry().register(&mut stream, Token(RAW + at), Interest::READABLE | Interest::WRITABLE)?;
-            self.raw.push(RawSocket { stream, state: RawState::Connecting });
+            self.poll.registry().register(
+                &mut stream,
+                Token(RAW + at),
+                Interest::READABLE | Interest::WRITABLE,
+            )?;
+            self.raw.push(RawSocket {
+                stream,
+                state: RawState::Connecting,
+            });
         }
         while let Some(i) = self.again.iter().position(|&(due, _)| due <= now) {
             let (_, at) = self.again.swap_remove(i);
@@ -329,7 +418,11 @@ impl Clients {
 
     fn connect(&mut self, at: usize) -> anyhow::Result<()> {
         let mut stream = sockets::connect(self.server, at, self.addresses)?;
-        self.poll.registry().register(&mut stream, Token(at), Interest::READABLE | Interest::WRITABLE)?;
+        self.poll.registry().register(
+            &mut stream,
+            Token(at),
+            Interest::READABLE | Interest::WRITABLE,
+        )?;
         self.sessions[at].stream = Some(stream);
         self.sessions[at].state = State::Connecting;
         Ok(())
@@ -344,12 +437,17 @@ impl Clients {
     }
 
     fn raw_event(&mut self, at: usize) {
-        let Some(socket) = self.raw.get_mut(at) else { return };
+        let Some(socket) = self.raw.get_mut(at) else {
+            return;
+        };
         if socket.state == RawState::Connecting && socket.stream.peer_addr().is_ok() {
             socket.state = RawState::Ready;
             if let Job::OpeningRaw { upgrade, ready, .. } = &mut self.job {
                 if *upgrade {
-                    let head = format!("GET /v1/ws HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", self.server);
+                    let head = format!(
+                        "GET /v1/ws HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+                        self.server
+                    );
                     // A fresh socket takes a few hundred bytes.
                     let _ = socket.stream.write(head.as_bytes());
                     socket.state = RawState::Upgrading;
@@ -396,9 +494,16 @@ impl Clients {
                 continue;
             }
             let mut commands = Vec::new();
-            for m in session.memberships.iter_mut().filter(|m| m.cursor > m.confirmed && m.fetch.is_none()) {
+            for m in session
+                .memberships
+                .iter_mut()
+                .filter(|m| m.cursor > m.confirmed && m.fetch.is_none())
+            {
                 m.confirmed = m.cursor;
-                commands.push(Command::Delivered(Delivered { conversation: m.conversation, seq: m.cursor }));
+                commands.push(Command::Delivered(Delivered {
+                    conversation: m.conversation,
+                    seq: m.cursor,
+                }));
             }
             if commands.is_empty() && now - session.sent_ns > PING_NS {
                 commands.push(Command::Ping(Ping {}));

@@ -19,7 +19,11 @@ struct Queue {
 
 /// Open loop: latency counts from the time a record should have been sent.
 pub fn run(file: &Path, rate: f64, bytes: usize, seconds: f64) -> anyhow::Result<Done> {
-    let out = OpenOptions::new().create(true).truncate(true).write(true).open(file)?;
+    let out = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .open(file)?;
     let (queue, filled) = (Mutex::new(Queue::default()), Condvar::new());
     let started = Instant::now();
     let done = std::thread::scope(|scope| -> anyhow::Result<Done> {
@@ -28,7 +32,9 @@ pub fn run(file: &Path, rate: f64, bytes: usize, seconds: f64) -> anyhow::Result
             let (mut at, mut frame) = (0, Vec::new());
             loop {
                 let queued = queue.lock().expect("no holder panics");
-                let mut queued = filled.wait_while(queued, |q| q.due.is_empty() && !q.ended).expect("no holder panics");
+                let mut queued = filled
+                    .wait_while(queued, |q| q.due.is_empty() && !q.ended)
+                    .expect("no holder panics");
                 let due = std::mem::take(&mut queued.due);
                 drop(queued);
                 if due.is_empty() {
@@ -53,9 +59,19 @@ pub fn run(file: &Path, rate: f64, bytes: usize, seconds: f64) -> anyhow::Result
         }
         queue.lock().expect("no holder panics").ended = true;
         filled.notify_one();
-        let latencies = committer.join().map_err(|_| anyhow::anyhow!("the committer panicked"))??;
-        Ok(Done { sent: latencies.len(), acked: latencies.len(), ack: Quantiles::of(&latencies), ..Done::default() })
+        let latencies = committer
+            .join()
+            .map_err(|_| anyhow::anyhow!("the committer panicked"))??;
+        Ok(Done {
+            sent: latencies.len(),
+            acked: latencies.len(),
+            ack: Quantiles::of(&latencies),
+            ..Done::default()
+        })
     })?;
     std::fs::remove_file(file)?;
-    Ok(Done { seconds: started.elapsed().as_secs_f64(), ..done })
+    Ok(Done {
+        seconds: started.elapsed().as_secs_f64(),
+        ..done
+    })
 }

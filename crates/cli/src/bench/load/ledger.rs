@@ -9,6 +9,9 @@ pub struct Membership {
     pub grant: u64,
     /// The highest seq this session has.
     pub cursor: u64,
+    /// The highest seq that was pushed. Acks of own messages may come before events of lower seqs;
+    /// events among themselves may not.
+    pub pushed: u64,
     /// What was last confirmed to the server.
     pub confirmed: u64,
     /// The last message numbered here, its id, and how far they are acknowledged.
@@ -23,7 +26,18 @@ pub struct Membership {
 
 impl Membership {
     pub fn new(conversation: u64, cursor: u64) -> Membership {
-        Membership { conversation, grant: 0, cursor, confirmed: cursor, counter: 0, id: 0, acked: 0, unnamed: 0, fetch: None }
+        Membership {
+            conversation,
+            grant: 0,
+            cursor,
+            pushed: 0,
+            confirmed: cursor,
+            counter: 0,
+            id: 0,
+            acked: 0,
+            unnamed: 0,
+            fetch: None,
+        }
     }
 }
 
@@ -54,13 +68,18 @@ pub struct Ledger {
 impl Ledger {
     /// Takes note of an event; whether it is new to the session.
     pub fn take(&mut self, session: u32, m: &mut Membership, seq: u64, way: Way) -> bool {
+        let is_late = way == Way::Pushed && seq < m.pushed;
+        if matches!(way, Way::Pushed | Way::PushedEarly) {
+            m.pushed = seq.max(m.pushed);
+        }
         if seq == m.cursor + 1 {
             m.cursor = seq;
         } else if seq > m.cursor {
-            self.missing.extend((m.cursor + 1..seq).map(|s| (session, m.conversation, s)));
+            self.missing
+                .extend((m.cursor + 1..seq).map(|s| (session, m.conversation, s)));
             m.cursor = seq;
         } else if !self.missing.is_empty() && self.missing.remove(&(session, m.conversation, seq)) {
-            self.reordered += u64::from(way == Way::Pushed);
+            self.reordered += u64::from(is_late);
             return true;
         } else {
             self.duplicated += u64::from(way == Way::Pushed);
@@ -81,7 +100,10 @@ impl Ledger {
     pub fn lost<'a>(&self, memberships: impl Iterator<Item = &'a Membership>) -> u64 {
         let (mut behind, mut unnamed) = (0, 0);
         for m in memberships {
-            behind += self.heads.get(&m.conversation).map_or(0, |head| head.saturating_sub(m.cursor));
+            behind += self
+                .heads
+                .get(&m.conversation)
+                .map_or(0, |head| head.saturating_sub(m.cursor));
             unnamed += m.unnamed;
         }
         (behind + self.missing.len() as u64).saturating_sub(unnamed)
@@ -105,7 +127,10 @@ mod tests {
         assert_eq!(ledger.duplicated, 1);
         assert!(!ledger.take(0, &mut m, 3, Way::Paged), "a page may repeat");
         assert_eq!(ledger.duplicated, 1);
-        ledger.head(9, 6);
+        ledger.take(0, &mut m, 6, Way::Own);
+        ledger.take(0, &mut m, 5, Way::Pushed);
+        assert_eq!(ledger.reordered, 1, "an ack may overtake an event");
+        ledger.head(9, 8);
         assert_eq!(ledger.lost([&m].into_iter()), 2, "a tail that never came");
     }
 }

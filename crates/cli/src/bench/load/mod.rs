@@ -59,9 +59,18 @@ enum Role {
 /// Runs a load process until its standard input ends.
 pub fn run_load(args: LoadArgs) -> anyhow::Result<ExitCode> {
     match args.role {
-        Role::Clients { server, key, addresses } => clients::run(server, &key, addresses)?,
+        Role::Clients {
+            server,
+            key,
+            addresses,
+        } => clients::run(server, &key, addresses)?,
         Role::Raw => raw::run()?,
-        Role::Commit { file, rate, bytes, seconds } => answer(&commit::run(&file, rate, bytes, seconds)?)?,
+        Role::Commit {
+            file,
+            rate,
+            bytes,
+            seconds,
+        } => answer(&commit::run(&file, rate, bytes, seconds)?)?,
     }
     Ok(ExitCode::SUCCESS)
 }

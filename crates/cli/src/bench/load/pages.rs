@@ -21,8 +21,14 @@ impl Clients {
         }
         let first = page.events.first().map_or(page.head + 1, |e| e.seq);
         let place = session.find(page.conversation).unwrap_or_else(|| {
-            let before = if session.whole { page.visible_from } else { first };
-            session.memberships.push(Membership::new(page.conversation, before.saturating_sub(1)));
+            let before = if session.whole {
+                page.visible_from
+            } else {
+                first
+            };
+            session
+                .memberships
+                .push(Membership::new(page.conversation, before.saturating_sub(1)));
             session.memberships.len() - 1
         });
         let m = &mut session.memberships[place];
@@ -30,7 +36,11 @@ impl Clients {
         let wanted = session.whole || !session.fresh;
         if page.missing_from != 0 && wanted && m.fetch.is_none() && first > page.missing_from {
             m.fetch = Some((page.missing_from - 1, first - 1));
-            self.asks.push((now.max(session.asked_ns + ASK_EVERY_NS), at, page.conversation));
+            self.asks.push((
+                now.max(session.asked_ns + ASK_EVERY_NS),
+                at,
+                page.conversation,
+            ));
         }
         self.ledger.head(page.conversation, page.head);
         self.paged(at, place, &page.events);
@@ -59,7 +69,10 @@ impl Clients {
 
     fn perhaps_live(&mut self, at: usize) {
         let session = &mut self.sessions[at];
-        if session.state == State::Syncing && session.synced && session.memberships.iter().all(|m| m.fetch.is_none()) {
+        if session.state == State::Syncing
+            && session.synced
+            && session.memberships.iter().all(|m| m.fetch.is_none())
+        {
             session.state = State::Live;
             session.fresh = false;
             self.is_live(at);
@@ -68,7 +81,9 @@ impl Clients {
 
     pub(super) fn history_page(&mut self, at: usize, page: HistoryPage) {
         let now = self.now();
-        let Some(place) = self.sessions[at].find(page.conversation) else { return };
+        let Some(place) = self.sessions[at].find(page.conversation) else {
+            return;
+        };
         self.ledger.head(page.conversation, page.head);
         self.paged(at, place, &page.events);
         let session = &mut self.sessions[at];
@@ -79,7 +94,11 @@ impl Clients {
             return self.perhaps_live(at);
         }
         m.fetch = Some((page.to.max(after), upto));
-        self.asks.push((now.max(session.asked_ns + ASK_EVERY_NS), at, page.conversation));
+        self.asks.push((
+            now.max(session.asked_ns + ASK_EVERY_NS),
+            at,
+            page.conversation,
+        ));
     }
 
     /// Sends the asks whose time has come.
@@ -100,11 +119,21 @@ impl Clients {
                 self.sync(at);
                 continue;
             }
-            let m = self.sessions[at].find(conversation).map(|place| &self.sessions[at].memberships[place]);
+            let m = self.sessions[at]
+                .find(conversation)
+                .map(|place| &self.sessions[at].memberships[place]);
             if let Some((after, upto)) = m.and_then(|m| m.fetch) {
                 self.sessions[at].asked_ns = now;
                 let limit = (upto - after).min(500) as u32;
-                self.command(at, vec![Command::History(History { conversation, before: 0, after, limit })]);
+                self.command(
+                    at,
+                    vec![Command::History(History {
+                        conversation,
+                        before: 0,
+                        after,
+                        limit,
+                    })],
+                );
             }
         }
     }
@@ -118,10 +147,17 @@ impl Clients {
         let session = &self.sessions[at];
         let again = self.now() + u64::from(error.retry_after_ms.max(100)) * 1_000_000;
         if error.retry_after_ms != 0 && session.state == State::Syncing {
-            let fetching: Vec<u64> = session.memberships.iter().filter(|m| m.fetch.is_some()).map(|m| m.conversation).collect();
+            let fetching: Vec<u64> = session
+                .memberships
+                .iter()
+                .filter(|m| m.fetch.is_some())
+                .map(|m| m.conversation)
+                .collect();
             match fetching.is_empty() {
                 true => self.asks.push((again, at, 0)),
-                false => self.asks.extend(fetching.into_iter().map(|c| (again, at, c))),
+                false => self
+                    .asks
+                    .extend(fetching.into_iter().map(|c| (again, at, c))),
             }
         }
     }

@@ -18,7 +18,8 @@ use crate::bench::process::cpu_ns;
 const WAKE: Token = Token(usize::MAX);
 const LISTEN: Token = Token(usize::MAX - 1);
 
-const UPGRADED: &[u8] = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+const UPGRADED: &[u8] =
+    b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// The first line says the port.
@@ -35,7 +36,8 @@ pub fn run() -> anyhow::Result<()> {
     let mut poll = Poll::new()?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
     let orders = orders::<RawOrder>(move || drop(waker.wake()));
-    poll.registry().register(&mut listener, LISTEN, Interest::READABLE)?;
+    poll.registry()
+        .register(&mut listener, LISTEN, Interest::READABLE)?;
     let mut sockets: HashMap<usize, TcpStream> = HashMap::new();
     let (mut next, mut scratch, mut events) = (0, vec![0; 64 << 10], Events::with_capacity(1024));
     loop {
@@ -49,17 +51,22 @@ pub fn run() -> anyhow::Result<()> {
                 WAKE => {}
                 LISTEN => {
                     while let Ok((mut stream, _)) = listener.accept() {
-                        poll.registry().register(&mut stream, Token(next), Interest::READABLE)?;
+                        poll.registry()
+                            .register(&mut stream, Token(next), Interest::READABLE)?;
                         sockets.insert(next, stream);
                         next += 1;
                     }
                 }
                 Token(at) => {
-                    let Some(stream) = sockets.get_mut(&at) else { continue };
+                    let Some(stream) = sockets.get_mut(&at) else {
+                        continue;
+                    };
                     loop {
                         match stream.read(&mut scratch) {
                             Ok(0) => drop(sockets.remove(&at)),
-                            Ok(n) if scratch[..n].ends_with(b"\r\n\r\n") => drop(stream.write(UPGRADED)),
+                            Ok(n) if scratch[..n].ends_with(b"\r\n\r\n") => {
+                                drop(stream.write(UPGRADED))
+                            }
                             Ok(_) => continue,
                             Err(error) if error.kind() == ErrorKind::WouldBlock => {}
                             Err(_) => drop(sockets.remove(&at)),
@@ -71,10 +78,22 @@ pub fn run() -> anyhow::Result<()> {
         }
         loop {
             match orders.try_recv() {
-                Ok(RawOrder::Fan { writes, bytes, interval_us }) => {
-                    answer(&fan(&mut sockets, writes, bytes, Duration::from_micros(interval_us))?)?;
+                Ok(RawOrder::Fan {
+                    writes,
+                    bytes,
+                    interval_us,
+                }) => {
+                    answer(&fan(
+                        &mut sockets,
+                        writes,
+                        bytes,
+                        Duration::from_micros(interval_us),
+                    )?)?;
                 }
-                Ok(RawOrder::Sweep) => answer(&Done { opened: sockets.len() as u64, ..Done::default() })?,
+                Ok(RawOrder::Sweep) => answer(&Done {
+                    opened: sockets.len() as u64,
+                    ..Done::default()
+                })?,
                 Err(TryRecvError::Empty) => break,
                 Err(TryRecvError::Disconnected) => return Ok(()),
             }
@@ -82,13 +101,19 @@ pub fn run() -> anyhow::Result<()> {
     }
 }
 
-fn fan(sockets: &mut HashMap<usize, TcpStream>, writes: u64, bytes: usize, interval: Duration) -> anyhow::Result<Done> {
+fn fan(
+    sockets: &mut HashMap<usize, TcpStream>,
+    writes: u64,
+    bytes: usize,
+    interval: Duration,
+) -> anyhow::Result<Done> {
     let message = vec![7; bytes];
     let mut list: Vec<&mut TcpStream> = sockets.values_mut().collect();
     let (started, cpu) = (Instant::now(), cpu_ns(std::process::id())?);
     let mut delivered = 0;
     for i in 0..writes {
-        if let Some(early) = (started + interval * i as u32).checked_duration_since(Instant::now()) {
+        if let Some(early) = (started + interval * i as u32).checked_duration_since(Instant::now())
+        {
             std::thread::sleep(early);
         }
         for socket in &mut list {
@@ -96,7 +121,12 @@ fn fan(sockets: &mut HashMap<usize, TcpStream>, writes: u64, bytes: usize, inter
         }
     }
     let cpu_ns = cpu_ns(std::process::id())? - cpu;
-    Ok(Done { seconds: started.elapsed().as_secs_f64(), delivered, cpu_ns, ..Done::default() })
+    Ok(Done {
+        seconds: started.elapsed().as_secs_f64(),
+        delivered,
+        cpu_ns,
+        ..Done::default()
+    })
 }
 
 fn write_all(socket: &mut TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
@@ -104,7 +134,9 @@ fn write_all(socket: &mut TcpStream, mut bytes: &[u8]) -> std::io::Result<()> {
         match socket.write(bytes) {
             Ok(n) => bytes = &bytes[n..],
             // Readers that fell behind: only a saturated round comes here, and it may wait.
-            Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::sleep(Duration::from_micros(50)),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                std::thread::sleep(Duration::from_micros(50))
+            }
             Err(error) => return Err(error),
         }
     }

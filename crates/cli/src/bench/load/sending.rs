@@ -37,12 +37,17 @@ pub struct Sending {
 
 impl Sending {
     fn more(&self, now: u64) -> bool {
-        if self.plan.bursts > 0 { self.begun < self.plan.bursts } else { now < self.ends }
+        if self.plan.bursts > 0 {
+            self.begun < self.plan.bursts
+        } else {
+            now < self.ends
+        }
     }
 
     /// When the next burst is due in an open loop.
     pub fn due(&self, now: u64) -> Option<u64> {
-        (self.plan.rate > 0.0 && self.more(now)).then(|| self.started + (self.begun as f64 / self.plan.rate * 1e9) as u64)
+        (self.plan.rate > 0.0 && self.more(now))
+            .then(|| self.started + (self.begun as f64 / self.plan.rate * 1e9) as u64)
     }
 
     /// Whether everything was sent and no more is to come.
@@ -55,13 +60,21 @@ impl Clients {
     pub(super) fn begin_sending(&mut self, plan: SendPlan) {
         let now = self.now();
         let mut readers: HashMap<u64, u64> = HashMap::new();
-        for session in self.sessions.iter().filter(|s| s.state == State::Live && !s.stalled) {
+        for session in self
+            .sessions
+            .iter()
+            .filter(|s| s.state == State::Live && !s.stalled)
+        {
             for m in &session.memberships {
                 *readers.entry(m.conversation).or_default() += 1;
             }
         }
         let ends = now + (plan.seconds * 1e9) as u64;
-        let deadline = if plan.bursts > 0 { ends } else { ends + TAIL_NS };
+        let deadline = if plan.bursts > 0 {
+            ends
+        } else {
+            ends + TAIL_NS
+        };
         let (first, count, closed) = (plan.first, plan.count, plan.rate == 0.0);
         self.job = Job::Sending(Box::new(Sending {
             plan,
@@ -85,8 +98,12 @@ impl Clients {
     pub(super) fn send_due(&mut self) {
         loop {
             let now = self.now();
-            let Job::Sending(sending) = &mut self.job else { return };
-            let Some(due) = sending.due(now).filter(|&due| due <= now) else { return };
+            let Job::Sending(sending) = &mut self.job else {
+                return;
+            };
+            let Some(due) = sending.due(now).filter(|&due| due <= now) else {
+                return;
+            };
             let at = sending.plan.first + (sending.begun % sending.plan.count as u64) as usize;
             self.burst(at, due);
         }
@@ -95,7 +112,9 @@ impl Clients {
     /// Closed loop: as many bursts as this sender may have under way.
     fn refill(&mut self, at: usize, now: u64) {
         loop {
-            let Job::Sending(sending) = &self.job else { return };
+            let Job::Sending(sending) = &self.job else {
+                return;
+            };
             let plan = &sending.plan;
             let fits = self.sessions[at].pending.len() as u32 + plan.burst <= plan.in_flight;
             if plan.rate > 0.0 || !sending.more(now) || !fits || !self.burst(at, now) {
@@ -105,7 +124,9 @@ impl Clients {
     }
 
     fn burst(&mut self, at: usize, intended: u64) -> bool {
-        let Job::Sending(sending) = &mut self.job else { return false };
+        let Job::Sending(sending) = &mut self.job else {
+            return false;
+        };
         let plan = &sending.plan;
         sending.begun += 1;
         let session = &mut self.sessions[at];
@@ -123,12 +144,22 @@ impl Clients {
             m.counter += 1;
             let previous = if m.counter == 1 { 0 } else { m.id };
             // Any number that isn't 0 and differs from its neighbours will do.
-            m.id = (self.nonce ^ (at as u64) << 40).wrapping_add(m.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15)) | 1;
+            m.id = (self.nonce ^ (at as u64) << 40)
+                .wrapping_add(m.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+                | 1;
             let mut body = Vec::with_capacity(plan.body);
             body.extend_from_slice(format!("{intended:016x} ").as_bytes());
             let from = (m.counter as usize * 7) % 1024;
-            body.extend(self.filler.iter().cycle().skip(from).take(plan.body.saturating_sub(body.len())));
-            session.pending.push_back((m.conversation, m.counter, intended));
+            body.extend(
+                self.filler
+                    .iter()
+                    .cycle()
+                    .skip(from)
+                    .take(plan.body.saturating_sub(body.len())),
+            );
+            session
+                .pending
+                .push_back((m.conversation, m.counter, intended));
             commands.push(Command::Send(Send {
                 conversation: m.conversation,
                 sender: self.nonce.wrapping_add(at as u64) | 1 << 63,
@@ -149,7 +180,9 @@ impl Clients {
 
     pub(super) fn acked(&mut self, at: usize, ack: &Ack, now: u64) {
         let session = &mut self.sessions[at];
-        let Some(place) = session.find(ack.conversation) else { return };
+        let Some(place) = session.find(ack.conversation) else {
+            return;
+        };
         if ack.status() != Status::Sent {
             return self.problem(format!("a send was answered {:?}", ack.status()));
         }
@@ -161,7 +194,11 @@ impl Clients {
         m.acked = ack.counter;
         self.ledger.take(at as u32, m, ack.seq, Way::Own);
         let mut intended = Vec::new();
-        while session.pending.front().is_some_and(|&(c, n, _)| c == ack.conversation && n <= ack.counter) {
+        while session
+            .pending
+            .front()
+            .is_some_and(|&(c, n, _)| c == ack.conversation && n <= ack.counter)
+        {
             intended.extend(session.pending.pop_front().map(|(.., t)| t));
         }
         self.done.acked += intended.len() as u64;
@@ -176,11 +213,18 @@ impl Clients {
 
     /// A message reached a reader; its body says when it was to be sent.
     pub(super) fn delivered(&mut self, body: &[u8], now: u64) {
-        let Job::Sending(sending) = &mut self.job else { return };
+        let Job::Sending(sending) = &mut self.job else {
+            return;
+        };
         sending.last = now;
-        let intended = body.get(..16).and_then(|b| std::str::from_utf8(b).ok()).and_then(|t| u64::from_str_radix(t, 16).ok());
+        let intended = body
+            .get(..16)
+            .and_then(|b| std::str::from_utf8(b).ok())
+            .and_then(|t| u64::from_str_radix(t, 16).ok());
         if let Some(intended) = intended {
-            sending.deliver.saturating_record(now.saturating_sub(intended));
+            sending
+                .deliver
+                .saturating_record(now.saturating_sub(intended));
         }
     }
 }

@@ -75,12 +75,16 @@ impl Session {
 
     /// The place of a conversation among this session's.
     pub fn find(&self, conversation: u64) -> Option<usize> {
-        self.memberships.iter().position(|m| m.conversation == conversation)
+        self.memberships
+            .iter()
+            .position(|m| m.conversation == conversation)
     }
 
     /// Writes at once, or keeps what the socket doesn't take.
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
-        let Some(stream) = &mut self.stream else { return Ok(()) };
+        let Some(stream) = &mut self.stream else {
+            return Ok(());
+        };
         let mut rest = bytes;
         while self.out.is_empty() && !rest.is_empty() {
             match stream.write(rest) {
@@ -120,7 +124,9 @@ impl Clients {
     /// The socket can take more: at first, that it is connected.
     pub fn writable(&mut self, at: usize) {
         let session = &mut self.sessions[at];
-        let Some(stream) = &session.stream else { return };
+        let Some(stream) = &session.stream else {
+            return;
+        };
         if session.state == State::Connecting {
             if let Ok(Some(error)) = stream.take_error() {
                 self.problem(format!("connect: {error}"));
@@ -146,7 +152,9 @@ impl Clients {
         let mut scratch = std::mem::take(&mut self.scratch);
         loop {
             let session = &mut self.sessions[at];
-            let Some(stream) = session.stream.as_mut().filter(|_| !session.stalled) else { break };
+            let Some(stream) = session.stream.as_mut().filter(|_| !session.stalled) else {
+                break;
+            };
             match stream.read(&mut scratch) {
                 Ok(0) => {
                     self.closed(at);
@@ -186,7 +194,9 @@ impl Clients {
     fn feed(&mut self, at: usize, bytes: &[u8]) -> usize {
         let (now, mut used) = (self.now(), 0);
         if self.sessions[at].state == State::Upgrading {
-            let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else { return 0 };
+            let Some(end) = bytes.windows(4).position(|w| w == b"\r\n\r\n") else {
+                return 0;
+            };
             if !bytes.starts_with(b"HTTP/1.1 101") {
                 let head = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
                 self.problem(format!("no upgrade: {head}"));
@@ -199,13 +209,14 @@ impl Clients {
         while let Some(frame) = wire::frame(&bytes[used..]) {
             used += frame.whole;
             match frame.opcode {
-                2 => {
-                    if wire::items(frame.payload, |item| self.item(at, item, now)).is_none() {
-                        self.problem("a malformed frame from the server".into());
-                    }
+                2 if wire::items(frame.payload, |item| self.item(at, item, now)).is_none() => {
+                    self.problem("a malformed frame from the server".into());
                 }
                 8 => {
-                    let code = frame.payload.first_chunk().map_or(0, |c| u16::from_be_bytes(*c));
+                    let code = frame
+                        .payload
+                        .first_chunk()
+                        .map_or(0, |c| u16::from_be_bytes(*c));
                     self.problem(format!("closed by the server with {code}"));
                     self.closed(at);
                     return bytes.len();
@@ -223,12 +234,20 @@ impl Clients {
 
     fn item(&mut self, at: usize, item: Item<'_>, now: u64) {
         let update = match item {
-            Item::Event { conversation, seq, body } => return self.pushed(at, conversation, seq, body, now),
+            Item::Event {
+                conversation,
+                seq,
+                body,
+            } => return self.pushed(at, conversation, seq, body, now),
             Item::Other(update) => update,
         };
         match update.update {
             Some(update::Update::Hello(_)) => {
-                let auth = Auth { token: self.sessions[at].token.clone(), device: "bench".into(), version: VERSION };
+                let auth = Auth {
+                    token: self.sessions[at].token.clone(),
+                    device: "bench".into(),
+                    version: VERSION,
+                };
                 self.command(at, vec![Command::Auth(auth)]);
             }
             Some(update::Update::Ready(ready)) => {
@@ -261,21 +280,48 @@ impl Clients {
         session.state = State::Syncing;
         session.synced = false;
         session.asked_ns = now;
-        let cursors: Vec<_> = session.memberships.iter().map(|m| Cursor { conversation: m.conversation, seq: m.cursor }).collect();
+        let cursors: Vec<_> = session
+            .memberships
+            .iter()
+            .map(|m| Cursor {
+                conversation: m.conversation,
+                seq: m.cursor,
+            })
+            .collect();
         let epoch = if cursors.is_empty() { 0 } else { session.epoch };
         // A new device of a user who doesn't care for what was needs one event to find its place.
-        let page = if session.fresh && !session.whole { 1 } else { 100 };
-        self.command(at, vec![Command::Sync(Sync { epoch, cursors, page })]);
+        let page = if session.fresh && !session.whole {
+            1
+        } else {
+            100
+        };
+        self.command(
+            at,
+            vec![Command::Sync(Sync {
+                epoch,
+                cursors,
+                page,
+            })],
+        );
     }
 
     fn pushed(&mut self, at: usize, conversation: u64, seq: u64, body: &[u8], now: u64) {
         let session = &mut self.sessions[at];
-        let way = if session.state == State::Live { Way::Pushed } else { Way::PushedEarly };
+        let way = if session.state == State::Live {
+            Way::Pushed
+        } else {
+            Way::PushedEarly
+        };
         let place = session.find(conversation).unwrap_or_else(|| {
-            session.memberships.push(Membership::new(conversation, seq - 1));
+            session
+                .memberships
+                .push(Membership::new(conversation, seq - 1));
             session.memberships.len() - 1
         });
-        if self.ledger.take(at as u32, &mut session.memberships[place], seq, way) {
+        if self
+            .ledger
+            .take(at as u32, &mut session.memberships[place], seq, way)
+        {
             self.done.delivered += 1;
             self.delivered(body, now);
         }
@@ -294,7 +340,9 @@ impl Clients {
                 opening.under_way = opening.under_way.saturating_sub(1);
                 opening.again.push(at);
             }
-            Job::Resuming { .. } => self.again.push((self.clock.elapsed().as_nanos() as u64 + 500_000_000, at)),
+            Job::Resuming { .. } => self
+                .again
+                .push((self.clock.elapsed().as_nanos() as u64 + 500_000_000, at)),
             _ => {}
         }
     }

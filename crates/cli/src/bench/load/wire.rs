@@ -5,7 +5,11 @@ use tidings_protocol::wire::{ClientFrame, Command, Update, command};
 
 /// What a server's frame holds, as far as a load generator cares.
 pub enum Item<'a> {
-    Event { conversation: u64, seq: u64, body: &'a [u8] },
+    Event {
+        conversation: u64,
+        seq: u64,
+        body: &'a [u8],
+    },
     Other(Update),
 }
 
@@ -21,12 +25,22 @@ pub struct Frame<'a> {
 pub fn frame(bytes: &[u8]) -> Option<Frame<'_>> {
     let (first, second) = (*bytes.first()?, *bytes.get(1)?);
     let (head, len): (usize, usize) = match second & 0x7f {
-        126 => (4, usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?))),
-        127 => (10, usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?),
+        126 => (
+            4,
+            usize::from(u16::from_be_bytes(bytes.get(2..4)?.try_into().ok()?)),
+        ),
+        127 => (
+            10,
+            usize::try_from(u64::from_be_bytes(bytes.get(2..10)?.try_into().ok()?)).ok()?,
+        ),
         len => (2, usize::from(len)),
     };
     let payload = bytes.get(head..head.checked_add(len)?)?;
-    Some(Frame { opcode: first & 0x0f, payload, whole: head + len })
+    Some(Frame {
+        opcode: first & 0x0f,
+        payload,
+        whole: head + len,
+    })
 }
 
 /// Appends a client's frame. The mask is zero: it must be there, but nothing needs hiding here.
@@ -49,7 +63,13 @@ pub fn client_frame(opcode: u8, payload: &[u8], out: &mut Vec<u8>) {
 
 /// Appends commands as one frame.
 pub fn commands(commands: Vec<command::Command>, out: &mut Vec<u8>) {
-    let commands = commands.into_iter().map(|c| Command { r#ref: 0, command: Some(c) }).collect();
+    let commands = commands
+        .into_iter()
+        .map(|c| Command {
+            r#ref: 0,
+            command: Some(c),
+        })
+        .collect();
     client_frame(2, &ClientFrame { commands }.encode_to_vec(), out);
 }
 
@@ -113,7 +133,11 @@ fn event(mut bytes: &[u8]) -> Option<Item<'_>> {
             _ => return None,
         }
     }
-    Some(Item::Event { conversation, seq, body })
+    Some(Item::Event {
+        conversation,
+        seq,
+        body,
+    })
 }
 
 #[cfg(test)]
@@ -123,18 +147,45 @@ mod tests {
 
     #[test]
     fn events_are_read_as_the_codec_writes_them() {
-        let event = Event { conversation: 7, seq: 300, ts: 5, user: 9, sender: 4, grant: 1, counter: 2, id: 3, body: "hello".into(), ..Event::default() };
-        let updates = vec![Update { r#ref: 0, update: Some(update::Update::Event(event)) }, Update { r#ref: 1, update: Some(update::Update::Lagging(Default::default())) }];
+        let event = Event {
+            conversation: 7,
+            seq: 300,
+            ts: 5,
+            user: 9,
+            sender: 4,
+            grant: 1,
+            counter: 2,
+            id: 3,
+            body: "hello".into(),
+            ..Event::default()
+        };
+        let updates = vec![
+            Update {
+                r#ref: 0,
+                update: Some(update::Update::Event(event)),
+            },
+            Update {
+                r#ref: 1,
+                update: Some(update::Update::Lagging(Default::default())),
+            },
+        ];
         let bytes = ServerFrame { updates }.encode_to_vec();
         let mut seen = Vec::new();
         let read = items(&bytes, |item| {
             seen.push(match item {
-                Item::Event { conversation, seq, body } => (conversation, seq, body.len()),
+                Item::Event {
+                    conversation,
+                    seq,
+                    body,
+                } => (conversation, seq, body.len()),
                 Item::Other(update) => (0, update.r#ref, 0),
             })
         });
         assert_eq!((read, seen), (Some(()), vec![(7, 300, 5), (0, 1, 0)]));
-        assert!(items(&bytes[..bytes.len() - 1], |_| ()).is_none(), "a cut frame is refused");
+        assert!(
+            items(&bytes[..bytes.len() - 1], |_| ()).is_none(),
+            "a cut frame is refused"
+        );
     }
 
     #[test]
@@ -146,7 +197,10 @@ mod tests {
             bytes[1] &= 0x7f;
             let head = bytes.len() - len - 4;
             bytes.drain(head..head + 4);
-            assert_eq!(frame(&bytes).map(|f| (f.opcode, f.payload.len(), f.whole)), Some((2, len, bytes.len())));
+            assert_eq!(
+                frame(&bytes).map(|f| (f.opcode, f.payload.len(), f.whole)),
+                Some((2, len, bytes.len()))
+            );
             assert!(frame(&bytes[..bytes.len() - 1]).is_none());
         }
     }
