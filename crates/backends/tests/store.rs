@@ -225,7 +225,12 @@ fn what_a_crash_left_behind_is_removed() {
     let store = open(&disk, quiet());
     put(&store, 1..=5).unwrap();
     store.close().unwrap();
-    for name in ["manifest.next", "0000000099.seg", "a-file-of-somebody-else"] {
+    for name in [
+        "manifest.next",
+        "0000000099.seg",
+        "cursors-0000000007",
+        "a-file-of-somebody-else",
+    ] {
         disk.open(name).unwrap().write_all_at(b"half", 0).unwrap();
     }
     open(&disk, quiet());

@@ -1,28 +1,31 @@
 //! Every moment at which the power may fail: cuts of a recorded trace, with what wasn't synced
 //! kept, dropped, torn or reordered. The store opens, and all before the position that it
-//! reports is there. The same check must find a store that doesn't sync.
+//! reports is there, and every cursor whose put returned. The same check must find a store that
+//! doesn't sync.
 
 #![allow(clippy::unwrap_used, reason = "a test may panic, its helpers too")]
 
 mod store_rows;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use store_rows::{event, run, state};
-use tidings_backends::disk::{RecordingDisk, Rng, SimDisk, Trace};
+use tidings_backends::disk::{Cut, RecordingDisk, Rng, SimDisk, Trace};
 use tidings_backends::lsm::{Codec, LsmStore, Options};
 use tidings_core::ids::{ConversationId, Partition, Position, SenderId, Seq, UserId};
 use tidings_core::ports::disk::{Disk, DiskFile};
 use tidings_core::ports::store::Store;
-use tidings_core::rows::StateKey;
+use tidings_core::rows::{CursorRow, StateKey};
 
 const P: Partition = Partition(0);
 const CONVERSATIONS: u64 = 3;
 const RECORDS: u64 = 120;
 /// What a crash may leave is drawn so many times at each cut.
 const SEEDS: u64 = 4;
+/// Marks are positions; those with this bit count the puts of cursors that returned.
+const CURSORS: u64 = 1 << 32;
 
 fn options() -> Options {
     Options {
@@ -33,6 +36,8 @@ fn options() -> Options {
         // A flush at about every tenth record, merges of three.
         flush_bytes: 6_000,
         merge_segments: 3,
+        // And now and then because of cursors.
+        cursor_journal_bytes: 200,
         threads: false,
         on_fatal: Arc::new(|why| panic!("the store can't go on: {why}")),
         ..Options::default()
@@ -67,13 +72,52 @@ fn steps() -> Vec<Step> {
     (0..RECORDS).map(step).collect()
 }
 
+/// The rows of one put of cursors, by its number.
+fn cursors(put: u64) -> Vec<CursorRow> {
+    let mut rng = Rng::new(put);
+    let row = |_| CursorRow {
+        conversation: ConversationId(rng.below(CONVERSATIONS)),
+        user: UserId(rng.below(5)),
+        delivered: put + rng.below(9),
+        read: put.saturating_sub(rng.below(9)),
+    };
+    (0..put % 4 + 1).map(row).collect()
+}
+
+/// What is there after so many puts of cursors.
+fn cursors_after(puts: u64) -> BTreeMap<(ConversationId, UserId), CursorRow> {
+    let mut all = BTreeMap::new();
+    for row in (0..puts).flat_map(cursors) {
+        let there: &mut CursorRow = all.entry((row.conversation, row.user)).or_insert(row);
+        there.delivered = there.delivered.max(row.delivered);
+        there.read = there.read.max(row.read);
+    }
+    all
+}
+
+/// What was promised before a cut.
+struct Promised {
+    position: u64,
+    cursor_puts: u64,
+}
+
+fn promised(trace: &Trace, cut: Cut) -> Promised {
+    let most = |marks: &mut dyn Iterator<Item = u64>| marks.max().unwrap_or(0);
+    Promised {
+        position: most(&mut trace.marks_before(cut).filter(|n| n & CURSORS == 0)),
+        cursor_puts: most(&mut trace.marks_before(cut).filter(|n| n & CURSORS != 0)) & !CURSORS,
+    }
+}
+
 /// Plays the records, with state a few records behind the events as a router writes it, and
-/// marks each position that the store called durable.
+/// cursors between them; marks each position that the store called durable, and each put of
+/// cursors.
 fn play(disk: Arc<dyn Disk>, mark: impl Fn(u64)) {
     let store = LsmStore::open(disk, options()).unwrap();
     let steps = steps();
     let mut rng = Rng::new(5);
     let mut next = 0;
+    let mut cursor_puts = 0;
     while next < steps.len() {
         let batch = &steps[next..(next + 1 + rng.below(4) as usize).min(steps.len())];
         next += batch.len();
@@ -95,6 +139,11 @@ fn play(disk: Arc<dyn Disk>, mark: impl Fn(u64)) {
             store.settle(P, steps[next - 1].position.next()).await
         });
         mark(settled.unwrap().offset);
+        if rng.chance(2, 3) {
+            run(store.put_cursors(P, cursors(cursor_puts))).unwrap();
+            cursor_puts += 1;
+            mark(CURSORS | cursor_puts);
+        }
     }
     store.compact_all().unwrap();
     mark(store.settled(P).offset);
@@ -102,16 +151,17 @@ fn play(disk: Arc<dyn Disk>, mark: impl Fn(u64)) {
 }
 
 /// Opens what a crash left and holds it against what was promised.
-fn check(disk: SimDisk, promised: u64) -> Result<(), String> {
+fn check(disk: SimDisk, promised: &Promised) -> Result<(), String> {
     let store =
         LsmStore::open(Arc::new(disk), options()).map_err(|e| format!("doesn't open: {e}"))?;
     let settled = store.settled(P);
-    if settled.offset < promised {
+    if settled.offset < promised.position {
         return Err(format!(
-            "was durable up to {promised}, is now up to {}",
-            settled.offset
+            "was durable up to {}, is now up to {}",
+            promised.position, settled.offset
         ));
     }
+    check_cursors(&store, promised.cursor_puts)?;
     let steps = steps();
     let fail = |step: &Step, what: &str| {
         Err(format!(
@@ -158,14 +208,32 @@ fn check(disk: SimDisk, promised: u64) -> Result<(), String> {
     Ok(())
 }
 
+fn check_cursors(store: &LsmStore, puts: u64) -> Result<(), String> {
+    let possible = cursors_after(RECORDS);
+    for ((conversation, user), least) in cursors_after(puts) {
+        let found = run(store.read_cursors(conversation, vec![user])).map_err(|e| e.to_string())?;
+        let most = possible[&(conversation, user)];
+        let kept = |c: &CursorRow| {
+            (least.delivered..=most.delivered).contains(&c.delivered)
+                && (least.read..=most.read).contains(&c.read)
+        };
+        if !found.first().is_some_and(kept) {
+            return Err(format!(
+                "after {puts} puts of cursors: {found:?}, not {least:?}"
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// The first violation over all cuts.
 fn violation(trace: &Trace) -> Option<String> {
     for seed in 0..SEEDS {
         let mut replay = trace.replay();
         for cut in trace.cuts(seed) {
-            let promised = trace.marks_before(cut).max().unwrap_or(0);
+            let promised = promised(trace, cut);
             let disk = replay.crash(cut, seed * 1000 + cut.entries as u64);
-            if let Err(what) = check(disk, promised) {
+            if let Err(what) = check(disk, &promised) {
                 return Some(format!("{cut:?}, seed {seed}: {what}"));
             }
         }
@@ -178,8 +246,12 @@ fn whatever_a_crash_leaves_opens_and_holds_all_before_its_position() {
     let disk = RecordingDisk::new(Arc::new(SimDisk::new()));
     play(Arc::new(disk.clone()), |n| disk.mark(n));
     let trace = disk.trace();
-    let last = trace.marks_before(*trace.cuts(0).last().unwrap()).max();
-    assert_eq!(last, Some(RECORDS), "the play ends with everything durable");
+    let last = promised(&trace, *trace.cuts(0).last().unwrap());
+    assert_eq!(
+        last.position, RECORDS,
+        "the play ends with everything durable"
+    );
+    assert!(last.cursor_puts > 10, "{}", last.cursor_puts);
     assert_eq!(violation(&trace), None);
 }
 
@@ -195,37 +267,39 @@ fn the_same_calls_do_the_same_to_the_disk() {
 
 #[test]
 fn the_check_finds_a_store_that_syncs_no_files() {
-    let disk = RecordingDisk::new(Arc::new(SimDisk::new()));
-    play(
-        Arc::new(Lazy {
-            inner: disk.clone(),
-            files: false,
-            names: true,
-        }),
-        |n| disk.mark(n),
-    );
-    assert_ne!(violation(&disk.trace()), None);
+    for prefix in ["", "cursors-"] {
+        assert_ne!(lazy_violation(true, false, prefix), None, "{prefix}");
+    }
 }
 
 #[test]
 fn the_check_finds_a_store_that_syncs_no_names() {
-    let disk = RecordingDisk::new(Arc::new(SimDisk::new()));
-    play(
-        Arc::new(Lazy {
-            inner: disk.clone(),
-            files: true,
-            names: false,
-        }),
-        |n| disk.mark(n),
-    );
-    assert_ne!(violation(&disk.trace()), None);
+    for prefix in ["", "cursors-"] {
+        assert_ne!(lazy_violation(false, true, prefix), None, "{prefix}");
+    }
 }
 
-/// Says that it synced.
+fn lazy_violation(files: bool, names: bool, prefix: &'static str) -> Option<String> {
+    let disk = RecordingDisk::new(Arc::new(SimDisk::new()));
+    let lazy = Lazy {
+        inner: disk.clone(),
+        files,
+        names,
+        prefix,
+        opened: Mutex::default(),
+    };
+    play(Arc::new(lazy), |n| disk.mark(n));
+    violation(&disk.trace())
+}
+
+/// Says that it synced, without doing it for files or for names.
 struct Lazy {
     inner: RecordingDisk,
     files: bool,
     names: bool,
+    /// Only for files with such a name, or while such a file is the last that was opened.
+    prefix: &'static str,
+    opened: Mutex<String>,
 }
 
 struct LazyFile {
@@ -235,9 +309,10 @@ struct LazyFile {
 
 impl Disk for Lazy {
     fn open(&self, name: &str) -> io::Result<Box<dyn DiskFile>> {
+        *self.opened.lock().unwrap() = name.to_owned();
         Ok(Box::new(LazyFile {
             inner: self.inner.open(name)?,
-            syncs: self.files,
+            syncs: !(self.files && name.starts_with(self.prefix)),
         }))
     }
 
@@ -254,10 +329,10 @@ impl Disk for Lazy {
     }
 
     fn sync_names(&self) -> io::Result<()> {
-        if self.names {
-            self.inner.sync_names()
-        } else {
+        if self.names && self.opened.lock().unwrap().starts_with(self.prefix) {
             Ok(())
+        } else {
+            self.inner.sync_names()
         }
     }
 }

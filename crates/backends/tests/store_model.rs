@@ -64,7 +64,7 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
-/// The naive store: maps, and a copy of them that is durable.
+/// The naive store: maps, and a copy of them that is durable; cursors are so at once.
 #[derive(Clone, Default)]
 struct Model {
     events: BTreeMap<(ConversationId, Seq), EventRow>,
@@ -172,6 +172,7 @@ fn apply(op: Op, disk: &SimDisk, store: &mut LsmStore, model: &mut Model, durabl
                 there.read = there.read.max(row.read);
             }
             run(store.put_cursors(P, rows)).unwrap();
+            durable.cursors = model.cursors.clone();
         }
         Op::Settle(seq) => {
             let given = at(seq);

@@ -22,15 +22,18 @@ pub struct Figures {
     pub segment_bytes: u64,
     /// Gauge: bytes of memory that rows take which are not flushed yet.
     pub unflushed_bytes: u64,
+    /// Gauge: bytes of the cursors' journal.
+    pub cursor_journal_bytes: u64,
     /// Gauge, 0 or 1: the last flush found the disk full.
     pub full: u64,
     /// Counter: flushes done.
     pub flushes: u64,
     /// Counter: merges done.
     pub merges: u64,
-    /// Counter: flushes and merges that failed and were or will be tried again.
+    /// Counter: flushes and merges that failed and were or will be tried again, and writes of
+    /// the cursors' journal that failed.
     pub failures: u64,
-    /// Counter: puts refused because too much is not flushed.
+    /// Counter: puts refused because too much waits for the disk.
     pub refused: u64,
 }
 
@@ -47,6 +50,7 @@ impl Inner {
             segments: view.segments.len() as u64,
             segment_bytes: view.segments.iter().map(|s| s.len).sum(),
             unflushed_bytes: view.tables().map(|t| t.bytes() as u64).sum(),
+            cursor_journal_bytes: self.journal.bytes(),
             full: u64::from(self.health.load(Ordering::Relaxed) == FULL),
             flushes: get(&self.counters.flushes),
             merges: get(&self.counters.merges),

@@ -1,6 +1,7 @@
-//! Opening, flushing and merging: everything that changes the disk.
+//! Opening, flushing and merging: everything that changes the disk, beside the journal's frames.
 //!
-//! Locks are taken in this order: `flushing` or `merging`, then `manifest`, then `view`.
+//! Locks are taken in this order: `flushing` or `merging`, then `manifest`, then `view`; the
+//! journal's own are taken alone or within `flushing`.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -12,6 +13,7 @@ use tidings_core::ports::disk::Disk;
 use tidings_core::ports::store::{StoreError, StoreResult};
 
 use super::cache::Cache;
+use super::journal::{self, Journal};
 use super::manifest::{self, Manifest};
 use super::memtable::Memtable;
 use super::segment::{self, Segment, SegmentWriter};
@@ -34,16 +36,16 @@ impl Inner {
         let names = disk
             .list()
             .map_err(|e| StoreError::Unavailable(format!("listing the store's folder: {e}")))?;
-        let stray_segments = names
+        let strays = names
             .iter()
-            .filter(|n| n.ends_with(segment::SUFFIX))
+            .filter(|n| n.ends_with(segment::SUFFIX) || journal::is_journal(n))
             .count();
         let manifest = if names.iter().any(|n| n == manifest::NAME) {
             Manifest::read(&*disk)?
-        } else if stray_segments > 0 {
-            // The first manifest is durable before the first segment is made.
+        } else if strays > 0 {
+            // The first manifest is durable before the first of them is made.
             return Err(StoreError::Corrupt(format!(
-                "there are {stray_segments} segments but no manifest"
+                "there are {strays} segments or journals but no manifest"
             )));
         } else {
             let fresh = Manifest {
@@ -78,14 +80,18 @@ impl Inner {
                 remove(&*disk, name);
             }
         }
+        let (journal, cursors) = Journal::open(&*disk, &names)?;
+        let active = Memtable::default();
+        active.put_cursors(cursors);
         let mut view = View {
-            active: Arc::default(),
+            active: Arc::new(active),
             frozen: None,
             segments,
         };
         view.sort_segments();
         Ok(Inner {
             cache: Cache::new(options.cache_bytes),
+            journal,
             disk,
             options,
             view: RwLock::new(Arc::new(view)),
@@ -106,9 +112,13 @@ impl Inner {
         self.bell.flush_asked.store(false, Ordering::Relaxed);
         // First one that failed before, then the active one.
         let done = self.flush_frozen().and_then(|()| {
+            self.journal.close_file();
             self.freeze();
             self.flush_frozen()
         });
+        if done.is_ok() {
+            self.journal.remove_closed(&*self.disk);
+        }
         let health = match &done {
             Ok(()) => HEALTHY,
             Err(Trouble::Full) => FULL,
@@ -313,17 +323,50 @@ impl Inner {
     fn clean_up(&self, done: Result<(), Trouble>, number: u64) -> Result<(), Trouble> {
         match &done {
             Ok(()) => {}
-            Err(Trouble::Sync(why)) => {
-                if self.health.swap(DEAD, Ordering::Relaxed) != DEAD {
-                    (self.options.on_fatal)(why);
-                }
-            }
+            Err(Trouble::Sync(why)) => self.die(why),
             Err(_) => {
                 figures::count(&self.counters.failures);
                 remove(&*self.disk, &segment::name(number));
             }
         }
         done
+    }
+
+    fn die(&self, why: &str) {
+        if self.health.swap(DEAD, Ordering::Relaxed) != DEAD {
+            (self.options.on_fatal)(why);
+        }
+    }
+
+    pub(super) fn journal_is_long(&self) -> bool {
+        self.journal.bytes() > self.options.cursor_journal_bytes
+    }
+
+    /// Makes cursors durable that are in the memtable.
+    pub(super) fn write_cursors(&self, rows: &[CursorRow]) -> StoreResult<()> {
+        self.refuse_when_dead()?;
+        let done = self.journal.append(&*self.disk, rows);
+        match &done {
+            Ok(()) => {}
+            Err(Trouble::Sync(why)) => self.die(why),
+            Err(_) => figures::count(&self.counters.failures),
+        }
+        if self.journal_is_long() {
+            self.ask_for_flush();
+        }
+        Ok(done?)
+    }
+
+    /// Writes what queued while the disk was busy as one: a sync is what takes the time.
+    fn journal_loop(&self) {
+        while let Some(calls) = self.journal.wait() {
+            let rows: Vec<CursorRow> = calls.iter().flat_map(|call| &call.rows).copied().collect();
+            let done = self.write_cursors(&rows);
+            for call in calls {
+                // Nobody waits any more: the caller's time was up.
+                let _ = call.answer.send(done.clone());
+            }
+        }
     }
 
     pub(super) fn ask_for_flush(&self) {
@@ -416,7 +459,8 @@ impl Inner {
     }
 }
 
-/// Starts the threads: one flushes, one merges, so that a long merge holds up no flush.
+/// Starts the threads: one flushes, one merges and one writes the journal, so that a long merge
+/// holds up no flush, and a flush no cursor.
 pub(super) fn spawn(inner: &Arc<Inner>) -> StoreResult<Vec<JoinHandle<()>>> {
     // What an earlier run left to merge.
     lock(&inner.bell.state).merge = true;
@@ -430,6 +474,7 @@ pub(super) fn spawn(inner: &Arc<Inner>) -> StoreResult<Vec<JoinHandle<()>>> {
     Ok(vec![
         start("store-flush", Inner::flush_loop)?,
         start("store-merge", Inner::merge_loop)?,
+        start("store-cursors", Inner::journal_loop)?,
     ])
 }
 
@@ -441,7 +486,7 @@ fn fatal_if_sync(trouble: Trouble, on_fatal: &OnFatal) -> StoreError {
 }
 
 /// A file that stays is rubbish and no harm: the next start removes it.
-fn remove(disk: &dyn Disk, name: &str) {
+pub(super) fn remove(disk: &dyn Disk, name: &str) {
     match disk.remove(name) {
         Ok(()) => {}
         // It was never made.

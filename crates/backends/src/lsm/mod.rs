@@ -1,6 +1,7 @@
 //! The embedded store: rows gathered in memory, flushed as sorted immutable segments.
 //!
-//! The log is the write-ahead log, so there is no second journal and no second fsync. Invariants:
+//! The log is the write-ahead log of events and state, so there is no second fsync for them. Cursors
+//! aren't in the log: they have a small [`journal`]. Invariants:
 //!
 //! 1. **The manifest decides.** What it names is complete and durable; what it doesn't name is
 //!    rubbish and is removed at the next start. It also holds the settled positions of just those
@@ -20,14 +21,15 @@
 //!                                      └ until unflushed_bytes_max ─▶ refused        merge ───┘
 //! ```
 //!
-//! Reads are done in the calling thread, with at most a few block reads each; puts never touch
-//! the disk. Segments are described in [`segment`], their blocks in [`events`] and [`rows`].
+//! Reads are done in the calling thread, with at most a few block reads each; puts touch no disk
+//! there, and those of cursors wait for the thread that writes the journal. Segments are described in [`segment`], their blocks in [`events`] and [`rows`].
 
 mod cache;
 mod columns;
 mod events;
 mod figures;
 mod filter;
+mod journal;
 mod maintain;
 mod manifest;
 mod memtable;
@@ -49,7 +51,7 @@ use std::time::Duration;
 use tidings_core::ids::{ConversationId, Partition, Position, Seq, UserId};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::disk::Disk;
-use tidings_core::ports::store::{Store, StoreError, StoreResult};
+use tidings_core::ports::store::{STORE_DEADLINE, Store, StoreError, StoreResult};
 use tidings_core::rows::{CursorRow, EventRow, StateKey, StateRow};
 
 pub use figures::Figures;
@@ -57,6 +59,9 @@ pub use segment::Codec;
 
 /// Called when nobody knows any more what is on the disk; the default ends the process.
 pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// See [`Options::cursor_journal_bytes`].
+pub const JOURNAL_REFUSED_FACTOR: u64 = 16;
 
 /// How the store uses memory and disk. The defaults suit a server on a small machine.
 #[derive(Clone)]
@@ -66,6 +71,10 @@ pub struct Options {
     pub flush_bytes: usize,
     /// And when something in it is so old: bounds what is read again from the log after a crash.
     pub flush_after: Duration,
+    /// And when the journal of cursors takes so many bytes of disk: one that moves ever the same
+    /// cursors grows, though the memtable doesn't. At [`JOURNAL_REFUSED_FACTOR`] times as many
+    /// (flushes fail) puts of cursors are refused.
+    pub cursor_journal_bytes: u64,
     /// Puts are refused while rows that couldn't be flushed take so many bytes of memory.
     pub unflushed_bytes_max: usize,
     /// Inflated blocks kept for reading.
@@ -76,8 +85,8 @@ pub struct Options {
     pub merge_segments: usize,
     /// Segments above this size are left alone (but not by [`LsmStore::compact_all`]).
     pub merge_bytes_max: u64,
-    /// Whether threads flush and merge; without, [`Store::settle`] does both when it is time,
-    /// which makes all that happens on the disk a function of the calls.
+    /// Whether threads flush, merge and write the journal; without, [`Store::settle`] does the
+    /// first two when it is time and [`Store::put_cursors`] the third, which makes all that happens on the disk a function of the calls.
     pub threads: bool,
     /// See [`OnFatal`].
     pub on_fatal: OnFatal,
@@ -88,6 +97,7 @@ impl Default for Options {
         Options {
             flush_bytes: 16 << 20,
             flush_after: Duration::from_secs(60),
+            cursor_journal_bytes: 4 << 20,
             unflushed_bytes_max: 256 << 20,
             cache_bytes: 16 << 20,
             codec: Codec {
@@ -150,6 +160,7 @@ struct Inner {
     /// Puts hold the read lock, so that a freeze never cuts one in two.
     view: RwLock<Arc<view::View>>,
     cache: cache::Cache,
+    journal: journal::Journal,
     /// The manifest on the disk; locked while one is written.
     manifest: Mutex<manifest::Manifest>,
     /// The settled positions of that manifest, without waiting for a write.
@@ -250,6 +261,7 @@ impl LsmStore {
     }
 
     fn stop(&mut self) {
+        self.inner.journal.stop();
         lock(&self.inner.bell.state).stop = true;
         self.inner.bell.rung.notify_all();
         for thread in self.threads.drain(..) {
@@ -284,12 +296,7 @@ impl Inner {
         let unflushed: usize = view.tables().map(memtable::Memtable::bytes).sum();
         let health = self.health.load(Ordering::Relaxed);
         if unflushed > self.options.unflushed_bytes_max || health == DEAD {
-            figures::count(&self.counters.refused);
-            return Err(match health {
-                FULL => StoreError::Full,
-                DEAD => StoreError::Unavailable("a sync of the store's disk failed".into()),
-                _ => StoreError::Unavailable("rows come faster than the disk takes them".into()),
-            });
+            return Err(self.refuse());
         }
         put(&view.active);
         let active = view.active.bytes();
@@ -300,6 +307,40 @@ impl Inner {
         Ok(())
     }
 
+    /// Counts a refused put and says why.
+    fn refuse(&self) -> StoreError {
+        figures::count(&self.counters.refused);
+        match self.health.load(Ordering::Relaxed) {
+            FULL => StoreError::Full,
+            DEAD => StoreError::Unavailable("a sync of the store's disk failed".into()),
+            _ => StoreError::Unavailable("rows come faster than the disk takes them".into()),
+        }
+    }
+
+    /// Into the memtable first: whatever is written to a journal file after it was closed for a
+    /// freeze can then only be too much, never too little.
+    async fn put_cursors(&self, rows: Vec<CursorRow>) -> StoreResult<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let bytes_max = self.options.cursor_journal_bytes;
+        if self.journal.bytes() > bytes_max.saturating_mul(JOURNAL_REFUSED_FACTOR) {
+            return Err(self.refuse());
+        }
+        self.put(|table| table.put_cursors(rows.clone()))?;
+        if !self.options.threads {
+            return self.write_cursors(&rows);
+        }
+        let answered = self.journal.queue(rows).ok_or_else(|| self.refuse())?;
+        match tokio::time::timeout(STORE_DEADLINE, answered).await {
+            Ok(Ok(done)) => done,
+            Ok(Err(_)) => Err(StoreError::Unavailable("the store is closing".into())),
+            Err(_) => Err(StoreError::Unavailable(
+                "the disk didn't take the cursors in time".into(),
+            )),
+        }
+    }
+
     /// Never refused: it takes no memory, and a store that can't flush answers with a position
     /// that stands still.
     fn settle(&self, partition: Partition, position: Position) -> Position {
@@ -307,7 +348,8 @@ impl Inner {
         view.active.settle(partition, position);
         let active = view.active.bytes();
         drop(view);
-        if !self.options.threads && active > self.options.flush_bytes {
+        let due = active > self.options.flush_bytes || self.journal_is_long();
+        if !self.options.threads && due {
             self.flush_and_merge_here();
         }
         self.durable(partition).min(position)
@@ -324,7 +366,7 @@ impl Store for LsmStore {
     }
 
     fn put_cursors(&self, _: Partition, rows: Vec<CursorRow>) -> BoxFuture<'_, StoreResult<()>> {
-        Box::pin(async move { self.inner.put(|table| table.put_cursors(rows)) })
+        Box::pin(self.inner.put_cursors(rows))
     }
 
     fn settle(

@@ -10,9 +10,10 @@ use tidings_core::rows::{
     StateRow, StateValue,
 };
 
-/// Runs a future of the store, which answers at once.
+/// Runs a future of the store.
 pub fn run<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
         .build()
         .expect("a runtime without I/O needs nothing");
     runtime.block_on(future)
@@ -100,6 +101,7 @@ fn grant(rng: &mut Rng) -> GrantState {
 }
 
 /// A row of state as the record at `position` made it.
+#[allow(dead_code, reason = "not every test binary puts state")]
 pub fn state(conversation: ConversationId, key: StateKey, position: Position) -> StateRow {
     let mut rng = Rng::new(position.offset ^ (u64::from(position.epoch) << 32));
     let ts = rng.below(1 << 40);
