@@ -209,6 +209,9 @@ impl Handler for Host {
         let slot = self.link.admit(token);
         self.call(io, |core, out| {
             core.opened(out, slot, format);
+            if let Some(ticket) = info.ticket {
+                core.ticket(out, slot, ticket);
+            }
         });
     }
 

@@ -14,10 +14,12 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tidings_backends::{file_log, lsm};
 use tidings_core::in_process::PeerCounts;
+use tidings_core::record::Kind;
 use tidings_gateway::logic::{GatewayMetrics, LATENCY_BOUNDS};
 use tidings_gateway::worker::{Pool, Stats};
 use tidings_protocol::{CloseCode, ErrorCode};
 
+use crate::routed::Routed;
 use crate::routing::Gauge;
 
 /// Where the figures come from.
@@ -29,6 +31,8 @@ pub struct Sources {
     pub sockets: Vec<Arc<Stats>>,
     /// All connections.
     pub pool: Arc<Pool>,
+    /// Of messages without a session.
+    pub routed: Arc<Routed>,
     /// The router's.
     pub router: Arc<Gauge>,
     /// Messages dropped between them.
@@ -226,11 +230,15 @@ impl Figures {
 
     fn messages(&self, page: &mut Page<'_>) -> std::fmt::Result {
         let router = self.0.router.counters();
-        let kinds = ["text", "json", "empty"];
-        let taken = kinds
-            .iter()
-            .enumerate()
-            .map(|(i, &kind)| (kind.to_owned(), self.sum(|g| &g.taken[i])));
+        let kinds = [
+            ("text", Kind::Text),
+            ("json", Kind::Json),
+            ("empty", Kind::Empty),
+        ];
+        let taken = kinds.iter().enumerate().map(|(i, &(name, kind))| {
+            let count = self.sum(|g| &g.taken[i]) + self.0.routed.taken(kind);
+            (name.to_owned(), count)
+        });
         page.counters(
             "chat_messages_sent",
             "Messages taken from clients and appended.",
@@ -239,7 +247,7 @@ impl Figures {
         )?;
         page.counter(
             "chat_messages_delivered",
-            "Events that every gateway concerned has handed on.",
+            "Messages that every gateway concerned has handed on.",
             router.delivered,
         )?;
         let failed = self.sum(|g| &g.failed) + router.undelivered;

@@ -4,6 +4,7 @@
 //! answers come back to it. A send waits for its verdict; nobody is told "sent" before.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -79,6 +80,7 @@ pub struct Routed {
     clock: fn() -> Micros,
     waiting: Mutex<Waiting>,
     random: fn() -> u64,
+    taken: [AtomicU64; 3],
 }
 
 impl Routed {
@@ -95,6 +97,7 @@ impl Routed {
         let wake = notify.clone();
         let inbox = peers.add_gateway(id, Box::new(move || wake.notify_one()));
         let routed = Arc::new(Routed {
+            taken: Default::default(),
             id,
             log,
             store,
@@ -104,6 +107,11 @@ impl Routed {
             random,
         });
         (routed.clone(), take(routed, inbox, notify))
+    }
+
+    /// Messages appended so far, by kind: text, JSON, empty.
+    pub fn taken(&self, kind: Kind) -> u64 {
+        self.taken[kind as usize % 3].load(Ordering::Relaxed)
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -137,6 +145,9 @@ impl Routed {
             }
             let answer = self.append(&message, sender, state.grant.grant).await?;
             tried += 1;
+            if answer.verdict == Verdict::Accepted {
+                self.taken[message.kind as usize % 3].fetch_add(1, Ordering::Relaxed);
+            }
             match answer.verdict {
                 Verdict::Accepted | Verdict::Duplicate => return Ok(answer),
                 // The grant ended between the question and the record: once more with a fresh one.

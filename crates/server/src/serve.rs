@@ -62,6 +62,9 @@ fn principal(p: crate::auth::Principal) -> Principal {
 
 impl host::Authenticator for Tokens {
     fn verify_now(&self, token: &str, device: &str) -> Option<Result<Principal, AuthFailure>> {
+        if token.starts_with("tti_") {
+            return Some(self.0.redeem_ticket(token).map(principal).map_err(failure));
+        }
         match self.0.verify(token, device) {
             Ok(Verdict::Known(known)) => Some(Ok(principal(known))),
             Ok(Verdict::Unknown) => None,
@@ -165,6 +168,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         system::random,
     );
     runtime.spawn(answers);
+    let sending = routed.clone();
     let parts = AppParts {
         directory: directory.clone(),
         auth: auth.clone(),
@@ -204,6 +208,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
             gateways: workers.metrics.clone(),
             sockets: workers.stats.clone(),
             pool: workers.pool.clone(),
+            routed: sending,
             router: gauge,
             peers: peers.counts(),
             log: storage.log.metrics().clone(),
@@ -226,6 +231,9 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 
     tracing::info!(took_ms = began.elapsed().as_millis() as u64, "started");
     println!("tidings is ready: http://{}/", shown(workers.address));
+    if let Some(address) = workers.address_tls {
+        println!("and over TLS: https://{}/", shown(address));
+    }
     println!("health and metrics: http://{admin_address}/health/ready");
     let why = runtime.block_on(until_stopped(&broken, &workers.tls, config));
     health.draining.store(true, Ordering::Relaxed);
@@ -402,6 +410,7 @@ fn pem(chain: &str, key: &str) -> anyhow::Result<(Vec<u8>, Vec<u8>)> {
 /// The gateway workers.
 struct Workers {
     address: SocketAddr,
+    address_tls: Option<SocketAddr>,
     pool: Arc<Pool>,
     metrics: Vec<Arc<GatewayMetrics>>,
     stats: Vec<Arc<Stats>>,
@@ -442,6 +451,7 @@ impl Workers {
                 "plain connections of other machines are refused: use server.listen_tls, or server.plain_from_outside behind a proxy that ends TLS"
             );
         }
+        let mut address_tls = None;
         let mut listeners = vec![(first, None)];
         for _ in 1..count {
             listeners.push((worker::bind(address).context("server.listen")?, None));
@@ -457,6 +467,7 @@ impl Workers {
             let address = first
                 .local_addr()
                 .context("server.listen_tls has no address")?;
+            address_tls = Some(address);
             listeners.push((first, Some(tls.clone())));
             for _ in 1..count {
                 listeners.push((
@@ -467,6 +478,7 @@ impl Workers {
         }
         let mut workers = Workers {
             address,
+            address_tls,
             pool,
             metrics: Vec::new(),
             stats: Vec::new(),

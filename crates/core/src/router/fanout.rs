@@ -77,7 +77,9 @@ impl Router {
             }
         }
         self.gateways.moved(id, self.now);
-        if gateways == 0 {
+        if everybody {
+            // No message: nobody wrote it, so delivered ÷ sent doesn't count it.
+        } else if gateways == 0 {
             self.counters.delivered += 1;
         } else {
             self.handed.told(id, seq, gateways, self.now);

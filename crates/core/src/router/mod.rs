@@ -71,9 +71,9 @@ pub struct Counters {
     pub dead_letters: u64,
     /// Events fanned out.
     pub fanned_out: u64,
-    /// Events that every gateway concerned has handed to its sessions.
+    /// Messages that every gateway concerned has handed to its sessions.
     pub delivered: u64,
-    /// Events for which some gateway never said so.
+    /// Messages for which some gateway never said so.
     pub undelivered: u64,
     /// Writes sent to the store again.
     pub store_retries: u64,

@@ -100,6 +100,8 @@ pub struct GatewayCore {
     digest: u64,
     watchers: HashMap<UserId, Vec<Slot>>,
     watch_changed: bool,
+    /// Sessions whose `watch` isn't registered before the next tick.
+    watched_lately: Vec<SessionId>,
     /// Syncs that stopped because enough was queued, to go on in another turn.
     resumes: Vec<SessionId>,
     /// Sessions with pages of this turn that haven't been sent.
@@ -138,6 +140,7 @@ impl GatewayCore {
             digest: 0,
             watchers: HashMap::new(),
             watch_changed: false,
+            watched_lately: Vec::new(),
             resumes: Vec::new(),
             unflushed: Vec::new(),
             tracking: tracking::Scan::default(),

@@ -1,6 +1,6 @@
 //! Presence: what users let others see, told to the sessions that asked.
 
-use tidings_core::ids::UserId;
+use tidings_core::ids::{SessionId, UserId};
 use tidings_core::ports::registry::{Presence, UserPresence};
 use tidings_protocol::ErrorCode;
 use tidings_protocol::wire::{self, update};
@@ -75,16 +75,27 @@ impl GatewayCore {
         let id = session.id;
         session.rare().watch = users.clone();
         session.rare().watch.shrink_to_fit();
+        if !users.is_empty() {
+            self.watched_lately.push(id);
+        }
+        self.ask_presence(out, id, r#ref, users);
+    }
+
+    fn ask_presence<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        session: SessionId,
+        r#ref: u64,
+        users: Vec<UserId>,
+    ) {
         let until = self.now + self.settings.answer_within;
         let request = self.request_id();
-        self.requests.insert(
-            request,
-            Request::Presence {
-                session: id,
-                r#ref,
-                until,
-            },
-        );
+        let asked = Request::Presence {
+            session,
+            r#ref,
+            until,
+        };
+        self.requests.insert(request, asked);
         out.presence(request, users);
     }
 
@@ -108,6 +119,19 @@ impl GatewayCore {
             let mut users: Vec<UserId> = self.watchers.keys().copied().collect();
             users.sort_unstable();
             out.watch(users);
+        }
+        // What changed between the first answer and the registration was told to nobody.
+        for id in std::mem::take(&mut self.watched_lately) {
+            let Some(users) = self
+                .sessions
+                .slot_of(id)
+                .and_then(|slot| self.sessions.get_mut(slot))
+                .and_then(|session| session.rare.as_ref())
+                .map(|rare| rare.watch.clone())
+            else {
+                continue;
+            };
+            self.ask_presence(out, id, 0, users);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Messages without a session: for bots, and for reading history.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -10,13 +11,15 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
-use tidings_core::record::Kind;
-use tidings_protocol::{limits, message_id, to_hex16, to_hex32};
+use tidings_core::ids::{ConversationId, UserId};
+use tidings_core::record::{Kind, Role};
+use tidings_protocol::body::check_body;
+use tidings_protocol::{ErrorCode, limits, message_id, to_hex16, to_hex32, wire};
 
 use super::App;
 use super::error::{Answer, Problem};
 use super::extract::{Body, Caller, Hex};
-use crate::routed::Message;
+use crate::routed::{Message, RoutedError};
 
 #[derive(Deserialize)]
 pub struct New {
@@ -45,14 +48,25 @@ pub async fn send(
         ),
         Some(_) => return Err(Problem::bad("kind is text or json.")),
     };
-    if body.len() > limits::TEXT_BYTES_MAX {
-        let detail = format!("A body has at most {} bytes.", limits::TEXT_BYTES_MAX);
-        return Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "too_long",
-            detail,
-        ));
+    let named = match kind {
+        Kind::Json => wire::Kind::Json,
+        _ => wire::Kind::Text,
+    };
+    if let Err(error) = check_body(
+        named,
+        wire::Encoding::Identity,
+        &body,
+        limits::TEXT_BYTES_MAX,
+    ) {
+        return Err(match error.code() {
+            ErrorCode::TooLong => {
+                let detail = format!("A body has at most {} bytes.", limits::TEXT_BYTES_MAX);
+                Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_long", detail)
+            }
+            _ => Problem::bad("The body is not what its kind says."),
+        });
     }
+    app.quotas.send(caller.user)?;
     let key = match headers.get("idempotency-key") {
         None => None,
         Some(value) if value.len() <= 255 => Some(value.as_bytes().to_vec()),
@@ -64,7 +78,11 @@ pub async fn send(
         kind,
         body,
     };
-    let sent = app.routed.send(message, key.as_deref()).await?;
+    let (user, id) = (caller.user, message.conversation);
+    let sent = caught_up(&app, user, id, Role::may_write, || {
+        app.routed.send(message.clone(), key.as_deref())
+    })
+    .await?;
     let id = message_id(sent.conversation.0, sent.sender.0, sent.grant, sent.counter);
     let duplicate = sent.verdict == tidings_core::sequencer::Verdict::Duplicate;
     let answer = json!({
@@ -80,6 +98,33 @@ pub async fn send(
         Json(answer),
     )
         .into_response())
+}
+
+/// How long the log may take to hear of a change of members that the directory has.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);
+
+/// Asks again while the directory knows more of a member than the log does: whoever has just made
+/// or joined a conversation is not told that there is none.
+async fn caught_up<T, F: Future<Output = Result<T, RoutedError>>>(
+    app: &App,
+    user: UserId,
+    conversation: ConversationId,
+    enough: impl Fn(Role) -> bool,
+    ask: impl Fn() -> F,
+) -> Answer<T> {
+    let until = tokio::time::Instant::now() + HEARD_WITHIN;
+    loop {
+        match ask().await {
+            Err(RoutedError::Forbidden) => {}
+            answer => return Ok(answer?),
+        }
+        let member = app.directory.member(conversation, user).await?;
+        let refused = !member.is_some_and(|m| enough(m.role));
+        if refused || tokio::time::Instant::now() > until {
+            return Err(RoutedError::Forbidden.into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[derive(Deserialize)]
@@ -99,15 +144,10 @@ pub async fn list(
     Query(range): Query<Range>,
 ) -> Answer<Response> {
     let limit = range.limit.unwrap_or(50).clamp(1, limits::PAGE_MAX as u64);
-    let page = app
-        .routed
-        .page(
-            caller.user,
-            conversation.conversation(),
-            range.before,
-            range.after,
-            limit,
-        )
-        .await?;
+    let (user, id) = (caller.user, conversation.conversation());
+    let page = caught_up(&app, user, id, |role| role != Role::None, || {
+        app.routed.page(user, id, range.before, range.after, limit)
+    })
+    .await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], page).into_response())
 }

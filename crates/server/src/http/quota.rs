@@ -16,6 +16,7 @@ const KEYS_MAX: usize = 100_000;
 pub struct Quotas {
     lookups: DefaultKeyedRateLimiter<UserId>,
     joins: DefaultKeyedRateLimiter<UserId>,
+    sends: Option<DefaultKeyedRateLimiter<UserId>>,
 }
 
 impl Quotas {
@@ -29,6 +30,16 @@ impl Quotas {
         Quotas {
             lookups: hourly(limits.lookups_per_hour),
             joins: hourly(limits.joins_per_hour),
+            sends: NonZeroU32::new(limits.sends_per_second)
+                .map(|n| RateLimiter::keyed(Quota::per_second(n))),
+        }
+    }
+
+    /// A message; as on a session, 0 is no limit.
+    pub fn send(&self, user: UserId) -> Result<(), Problem> {
+        match &self.sends {
+            Some(sends) => check(sends, user),
+            None => Ok(()),
         }
     }
 
