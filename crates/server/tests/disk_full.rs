@@ -61,7 +61,7 @@ async fn a_full_disk_refuses_sends_and_loses_nothing() {
     let disk = Disk::mount(&folder.path().join("disk"));
     let filler = disk.0.join("filler");
     let small = ["log.segment_bytes=1048576", "store.memtable_bytes=1048576"];
-    let (mut server, api) = Server::start(&disk.0, &disk.0.join("data"), &small);
+    let (mut server, api) = Server::start(folder.path(), &disk.0.join("data"), &small);
     let load = Load::start(&api, 8, folder.path()).await;
     for _ in 0..rounds {
         let before = load.sent();
