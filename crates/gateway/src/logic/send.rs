@@ -273,7 +273,12 @@ impl GatewayCore {
             status: status.into(),
             seq: answer.seq,
             ts: answer.ts,
-            head: answer.head,
+            // Who has nothing here may be nobody here: how far others came is not told (row 22).
+            head: if status == Status::Over && answer.counter == 0 {
+                0
+            } else {
+                answer.head
+            },
             duplicate: answer.verdict == Verdict::Duplicate,
         };
         self.update(out, slot, r#ref, update::Update::Ack(ack));

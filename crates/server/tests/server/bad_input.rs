@@ -202,8 +202,16 @@ fn broken_frames_end_the_session_with_the_code_that_says_why() {
         ("2^63 bytes", huge, 1009),
         ("300,000 bytes", large, 1009),
         ("text that is none", frame(0x81, &[b'"', 0xC0, 0xAF]), 1007),
-        ("half a surrogate pair", frame(0x81, &[0xED, 0xA0, 0x80]), 1007),
-        ("a close code nobody may send", frame(0x88, &1005u16.to_be_bytes()), 1002),
+        (
+            "half a surrogate pair",
+            frame(0x81, &[0xED, 0xA0, 0x80]),
+            1007,
+        ),
+        (
+            "a close code nobody may send",
+            frame(0x88, &1005u16.to_be_bytes()),
+            1002,
+        ),
         ("half a close code", frame(0x88, &[3]), 1002),
         ("a message of the other type", frame(0x82, b"{}"), 1003),
         ("an endless message", fragments, 1009),
@@ -212,7 +220,11 @@ fn broken_frames_end_the_session_with_the_code_that_says_why() {
         session.write(&bytes);
         let closed = session.until_closed();
         // Both limits stand in the way of a thousand empty fragments; either may be met first.
-        let also = if what == "an endless message" { 4008 } else { code };
+        let also = if what == "an endless message" {
+            4008
+        } else {
+            code
+        };
         assert!([code, also].contains(&closed), "{what}: {closed}");
     }
 }
@@ -244,20 +256,60 @@ fn malformed_commands_are_refused_and_the_connection_stays() {
         ("a short id", send("id", json!("12345678")), "bad_request"),
         ("no id", send("id", Value::Null), "bad_request"),
         ("counter 0", send("counter", json!(0)), "bad_request"),
-        ("a counter of text", send("counter", json!("1")), "bad_request"),
-        ("2^64", send("counter", json!(1.8446744073709552e19)), "bad_request"),
-        ("sender 0", send("sender", json!("0000000000000000")), "bad_request"),
-        ("an unknown kind", send("kind", json!("edit")), "bad_request"),
-        ("a server's kind", send("kind", json!("members")), "bad_request"),
-        ("a long text", send("body", json!("x".repeat(16_385))), "too_long"),
-        ("an unknown type", r#"{"type":"fly","ref":9}"#.into(), "unknown_type"),
+        (
+            "a counter of text",
+            send("counter", json!("1")),
+            "bad_request",
+        ),
+        (
+            "2^64",
+            send("counter", json!(1.8446744073709552e19)),
+            "bad_request",
+        ),
+        (
+            "sender 0",
+            send("sender", json!("0000000000000000")),
+            "bad_request",
+        ),
+        (
+            "an unknown kind",
+            send("kind", json!("edit")),
+            "bad_request",
+        ),
+        (
+            "a server's kind",
+            send("kind", json!("members")),
+            "bad_request",
+        ),
+        (
+            "a long text",
+            send("body", json!("x".repeat(16_385))),
+            "too_long",
+        ),
+        (
+            "an unknown type",
+            r#"{"type":"fly","ref":9}"#.into(),
+            "unknown_type",
+        ),
         ("no type", r#"{"ref":9}"#.into(), "bad_request"),
         ("not JSON", r#"{"type":"#.into(), "bad_request"),
         ("NaN", r#"{"type":"ping","ref":NaN}"#.into(), "bad_request"),
-        ("a key twice", r#"{"type":"ping","type":"ping"}"#.into(), "bad_request"),
+        (
+            "a key twice",
+            r#"{"type":"ping","type":"ping"}"#.into(),
+            "bad_request",
+        ),
         ("deep JSON", deep, "bad_request"),
-        ("many fields", format!(r#"{{"type":"ping"{fields}}}"#), "bad_request"),
-        ("many watched users", json!({ "type": "watch", "users": watched }).to_string(), "too_long"),
+        (
+            "many fields",
+            format!(r#"{{"type":"ping"{fields}}}"#),
+            "bad_request",
+        ),
+        (
+            "many watched users",
+            json!({ "type": "watch", "users": watched }).to_string(),
+            "too_long",
+        ),
         (
             "many cursors",
             json!({ "type": "sync", "epoch": 1, "cursors": cursors }).to_string(),
@@ -283,7 +335,10 @@ fn malformed_commands_are_refused_and_the_connection_stays() {
     let path = format!("/v1/conversations/{direct}/messages?after=1");
     let page = server.get(&path, &ben.token);
     let event = &page["events"][0];
-    assert_eq!((&event["user"], &event["seq"]), (&json!(anna.id), &json!(2)));
+    assert_eq!(
+        (&event["user"], &event["seq"]),
+        (&json!(anna.id), &json!(2))
+    );
     assert_eq!(event["message_id"], ack["message_id"]);
     assert!(event["ts"].as_u64().expect("a time") > 1);
     // A receipt is one's own, whoever else it names.
@@ -346,7 +401,11 @@ fn a_conversation_of_others_looks_like_one_that_does_not_exist() {
             ("POST", at("/join"), Value::Null),
             ("POST", at("/leave"), Value::Null),
             ("DELETE", at(&format!("/members/{}", ben.id)), Value::Null),
-            ("PUT", at(&format!("/members/{}/role", ben.id)), json!({ "role": "reader" })),
+            (
+                "PUT",
+                at(&format!("/members/{}/role", ben.id)),
+                json!({ "role": "reader" }),
+            ),
             ("PUT", at(&format!("/bans/{}", ben.id)), Value::Null),
             ("GET", at("/messages"), Value::Null),
             ("POST", at("/messages"), json!({ "body": "let me in" })),
@@ -405,7 +464,11 @@ fn the_page_takes_no_script_but_its_own_and_bodies_stay_what_they_are() {
     }
     assert!(!page.text.contains(" onclick=") && !page.text.contains("javascript:"));
     // Everything else carries the same headers, whatever its status.
-    for (path, token) in [("/v1/me", anna.token.as_str()), ("/v1/me", ""), ("/nowhere", "")] {
+    for (path, token) in [
+        ("/v1/me", anna.token.as_str()),
+        ("/v1/me", ""),
+        ("/nowhere", ""),
+    ] {
         let reply = server.call("GET", path, token, Value::Null);
         assert_eq!(reply.header("x-content-type-options"), Some("nosniff"));
         assert_eq!(reply.header("cache-control"), Some("no-store"));
@@ -422,10 +485,7 @@ fn names_and_titles_are_values_and_nothing_else() {
         { "display_name": lines }] });
     let made = server.post("/v1/users", &server.key, users);
     let ids: Vec<String> = serde_json::from_value(made["users"].clone()).expect("ids");
-    let people: Vec<Person> = ids
-        .iter()
-        .map(|id| server.on_device(id, attack))
-        .collect();
+    let people: Vec<Person> = ids.iter().map(|id| server.on_device(id, attack)).collect();
     let path = format!("/v1/users?ids={}", ids.join(","));
     let shown = server.get(&path, &people[0].token);
     let name_of = |id: &str| {
@@ -461,7 +521,12 @@ fn names_and_titles_are_values_and_nothing_else() {
         assert!(reply.header("set-cookie").is_none(), "{path}");
     }
     let [again] = server.people();
-    assert_eq!(server.call("GET", "/v1/me", &again.token, Value::Null).status, 200);
+    assert_eq!(
+        server
+            .call("GET", "/v1/me", &again.token, Value::Null)
+            .status,
+        200
+    );
     // Whatever was said, each line of the log is one whole record of the server's own.
     let log = server.stderr();
     for line in log.lines().filter(|l| !l.is_empty()) {
@@ -489,7 +554,10 @@ fn a_server_asked_for_nonsense_goes_on() {
         _ = stream.read_to_end(&mut answer);
         assert!(!answer.starts_with(b"HTTP/1.1 2"), "{nonsense:?}");
     }
-    let reply = raw(connect(address), b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let reply = raw(
+        connect(address),
+        b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n",
+    );
     assert_eq!(reply.status, 200);
     let [anna] = server.people();
     server.session(&anna).drain();

@@ -75,8 +75,8 @@ async fn a_long_body_is_compressed_by_its_sender_and_plain_for_readers_of_json()
     assert_eq!(encoding, Encoding::Zstd as i32);
     assert!(bytes < long.len() / 2, "{bytes}");
     assert_eq!(by_hand.event(&direct)["body"], json!(long));
-    let page = by_hand
-        .ask(json!({ "type": "history", "conversation": direct, "before": 3, "limit": 1 }));
+    let page =
+        by_hand.ask(json!({ "type": "history", "conversation": direct, "before": 3, "limit": 1 }));
     assert_eq!(page["events"][0]["body"], json!(long));
     // And the other way: plain from JSON, read as it is by protobuf.
     by_hand.send(&direct, &long);

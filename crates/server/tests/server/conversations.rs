@@ -125,8 +125,7 @@ fn a_group_is_joined_by_invitation_and_left() {
     // The removed one gets events up to that one and no further.
     let removed = invited.find("the removal", |u| {
         u["type"] == "members"
-            && u["changes"]
-                == json!([{ "user": cleo.id, "role": "none", "ended": 3 }])
+            && u["changes"] == json!([{ "user": cleo.id, "role": "none", "ended": 3 }])
     });
     live.send(&group, "without Cleo");
     let over = invited.number(&group, "text", json!("let me in"));
@@ -145,6 +144,7 @@ fn a_group_is_joined_by_invitation_and_left() {
         Some("owner")
     );
     assert_eq!(role_of(&server, &group, &ben, &anna), None);
+    server.until_head(&group, &ben.token, 9);
     // Every change is an event: its versions are gapless for a member who was there all the time.
     let path = at("messages?after=0&limit=100");
     let all = server.get(&path, &ben.token);
@@ -173,9 +173,7 @@ fn whoever_is_banned_is_removed_and_kept_out() {
     assert!(banned.status < 300, "{banned:?}");
     assert_eq!(join().status, 403);
     assert_eq!(
-        server
-            .call("DELETE", &ban, &anna.token, Value::Null)
-            .status,
+        server.call("DELETE", &ban, &anna.token, Value::Null).status,
         204
     );
     assert_eq!(join().status, 200);
@@ -238,15 +236,9 @@ fn a_conversation_is_made_once_however_often_it_is_asked_for() {
         )
     };
     let (first, repeat, other) = (make("one"), make("one"), make("two"));
-    assert_eq!(
-        (first.status, repeat.status, other.status),
-        (201, 200, 201)
-    );
+    assert_eq!((first.status, repeat.status, other.status), (201, 200, 201));
     assert_eq!(first.body["id"], repeat.body["id"]);
     assert_ne!(first.body["id"], other.body["id"]);
     let listed = server.get("/v1/conversations", &anna.token);
-    assert_eq!(
-        listed["conversations"].as_array().expect("a list").len(),
-        2
-    );
+    assert_eq!(listed["conversations"].as_array().expect("a list").len(), 2);
 }

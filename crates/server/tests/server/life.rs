@@ -120,7 +120,11 @@ fn a_client_that_does_not_leave_keeps_no_server_from_ending() {
     let code = session.until_closed();
     assert!([1001, 1012].contains(&code), "{code}");
     assert_eq!(server.ended().code(), Some(0));
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
 }
 
 /// Four clients that write as fast as they are let while the server is told to stop, in both formats.
@@ -188,7 +192,11 @@ async fn nothing_acknowledged_is_lost_when_the_server_stops_under_load() {
     .await
     .expect("no panic");
     assert_eq!(status.code(), Some(0), "{}", server.stderr());
-    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(10),
+        "{:?}",
+        began.elapsed()
+    );
     stop.store(true, Ordering::Relaxed);
     let mut written = Vec::new();
     for writer in writers {

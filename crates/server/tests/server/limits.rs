@@ -41,7 +41,10 @@ fn too_many_sends_are_put_off_and_three_times_too_many_close_the_session() {
     let replies: Vec<_> = (0..10)
         .map(|_| server.call("POST", &path, &ben.token, json!({ "body": "x" })))
         .collect();
-    let limited = replies.iter().find(|r| r.status == 429).expect("one of them");
+    let limited = replies
+        .iter()
+        .find(|r| r.status == 429)
+        .expect("one of them");
     assert_eq!(limited.code(), "rate_limited");
     assert!(limited.header("retry-after").is_some());
     assert_eq!(replies[0].status, 201);
@@ -96,7 +99,11 @@ fn a_flood_of_frames_ends_the_session() {
         let mut bytes = Vec::new();
         for n in 0..1_000 {
             // Pings, or the empty fragments of one text.
-            let first = if flood[0] == 0x01 && n > 0 { 0x00 } else { flood[0] };
+            let first = if flood[0] == 0x01 && n > 0 {
+                0x00
+            } else {
+                flood[0]
+            };
             bytes.push(first);
             bytes.extend(&flood[1..]);
         }

@@ -99,7 +99,10 @@ fn a_device_that_was_away_gets_exactly_what_it_missed() {
         [3, 4, 5, 6, 7],
         "exactly what was missed"
     );
-    assert!(page(&two).is_none(), "nothing to tell");
+    assert!(
+        page(&two).is_none_or(|p| p["events"] == json!([])),
+        "nothing to tell"
+    );
     let new = page(&three).expect("a conversation that wasn't known");
     assert_eq!(seqs(&new["events"]), [1, 2]);
     assert_eq!(new["title"], "Lunch");
@@ -130,9 +133,8 @@ fn far_behind_the_newest_page_comes_first_and_older_ones_on_demand() {
     let mut have: Vec<u64> = Vec::new();
     let mut before = 9;
     while before > 3 {
-        let page = back.ask(
-            json!({ "type": "history", "conversation": group, "before": before, "limit": 4 }),
-        );
+        let page = back
+            .ask(json!({ "type": "history", "conversation": group, "before": before, "limit": 4 }));
         let mut older = seqs(&page["events"]);
         before = page["from"].as_u64().expect("a seq");
         older.append(&mut have);
@@ -141,10 +143,7 @@ fn far_behind_the_newest_page_comes_first_and_older_ones_on_demand() {
     assert_eq!(have, (before..9).collect::<Vec<_>>());
     // The same over HTTP.
     let path = format!("/v1/conversations/{group}/messages?before=9&limit=4");
-    assert_eq!(
-        seqs(&server.get(&path, &ben.token)["events"]),
-        [5, 6, 7, 8]
-    );
+    assert_eq!(seqs(&server.get(&path, &ben.token)["events"]), [5, 6, 7, 8]);
     let path = format!("/v1/conversations/{group}/messages?after=10");
     assert_eq!(seqs(&server.get(&path, &ben.token)["events"]), [11, 12]);
     let path = format!("/v1/conversations/{group}/messages?limit=1");
@@ -237,8 +236,9 @@ fn receipts_name_a_seq_or_a_message_and_never_go_back() {
         ),
         (&json!(4), &json!(0))
     );
-    reader
-        .say(&json!({ "type": "read", "conversation": direct, "message_id": acks[1]["message_id"] }));
+    reader.say(
+        &json!({ "type": "read", "conversation": direct, "message_id": acks[1]["message_id"] }),
+    );
     assert_eq!(reads_to(&mut author, 3), 4);
     // A lower one is ignored; what follows shows that it was not just late.
     reader.say(&json!({ "type": "read", "conversation": direct, "seq": 2 }));
@@ -276,20 +276,15 @@ fn json_bodies_come_as_they_were_sent() {
     assert_eq!((&event["kind"], &event["body"]), (&json!("json"), &body));
     let path = format!("/v1/conversations/{direct}/messages");
     let bot = json!({ "kind": "json", "body": body });
-    assert_eq!(
-        server.call("POST", &path, &anna.token, bot).status,
-        201
-    );
+    assert_eq!(server.call("POST", &path, &anna.token, bot).status, 201);
     assert_eq!(reader.event(&direct)["body"], body);
     // Deeper than a reader could be shown: refused where it was sent, by both ways.
     let deep = (0..40).fold(json!(1), |inner, _| json!([inner]));
     let bot = json!({ "kind": "json", "body": deep });
-    assert_eq!(
-        server.call("POST", &path, &anna.token, bot).status,
-        400
-    );
+    assert_eq!(server.call("POST", &path, &anna.token, bot).status, 400);
     let send = author.number(&direct, "json", deep);
-    assert_eq!(author.ask(send)["code"], "bad_request");
+    author.say(&send);
+    assert_eq!(author.until("error")["code"], "bad_request");
 }
 
 #[test]
@@ -315,7 +310,10 @@ fn a_message_by_http_is_one_however_often_it_is_sent() {
     // Eight at the same time are one.
     let replies: Vec<_> = std::thread::scope(|scope| {
         let calls: Vec<_> = (0..8).map(|_| scope.spawn(|| send("two", "b"))).collect();
-        calls.into_iter().map(|c| c.join().expect("asked")).collect()
+        calls
+            .into_iter()
+            .map(|c| c.join().expect("asked"))
+            .collect()
     });
     assert!(
         replies.iter().all(|r| r.body["seq"] == json!(3)),
@@ -363,6 +361,7 @@ fn a_resend_under_another_id_changes_nothing_and_is_told_the_first() {
     // A gap is told, and what was missing is asked for.
     let mut ahead = first;
     ahead["counter"] = json!(5);
+    ahead["previous"] = json!("00000000000000ab");
     let gap = author.ask(ahead);
     assert_eq!(
         (&gap["status"], &gap["counter"]),

@@ -86,7 +86,13 @@ fn the_fixed_metrics_are_there_and_add_up() {
 fn health_and_metrics_are_on_the_admin_port_only() {
     let mut server = Server::start();
     let [anna] = server.people();
-    for path in ["/metrics", "/health", "/health/live", "/health/ready", "/debug/pprof"] {
+    for path in [
+        "/metrics",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/debug/pprof",
+    ] {
         for token in ["", &anna.token, &server.key] {
             let reply = server.call("GET", path, token, Value::Null);
             assert_eq!((reply.status, reply.code()), (404, "not_found"), "{path}");

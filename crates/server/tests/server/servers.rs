@@ -225,6 +225,7 @@ fn an_api_key_makes_users_tokens_and_conversations_in_bulk() {
     assert_eq!(seen, 1000);
     let path = format!("/v1/conversations/{id}/messages");
     let first = tokens[0]["access_token"].as_str().expect("a token");
+    server.until_head(id, first, 2);
     let sent = server.post(&path, first, json!({ "body": "hello" }));
     assert_eq!(sent["seq"], 3, "two events made and filled it");
     let mut session = Session::sign_in(server.address(), token);

@@ -86,9 +86,7 @@ fn config_prints_every_setting_with_its_origin_and_the_later_source_wins() {
     assert!(output.status.success(), "{output:?}");
     let printed = text(&output).0;
     let line = |name: &str| {
-        let found = printed
-            .lines()
-            .find(|l| l.split(' ').next() == Some(name));
+        let found = printed.lines().find(|l| l.split(' ').next() == Some(name));
         let line = found.unwrap_or_else(|| panic!("no {name} in {printed}"));
         let (value, origin) = line.split_once('#').expect("an origin");
         let value = value.split_once('=').expect("a value").1;
@@ -135,10 +133,7 @@ fn a_port_in_use_is_one_clear_line() {
         command.args(["--set", &format!("{setting}={port}")]);
         let output = command.output().expect("the binary runs");
         assert_eq!(output.status.code(), Some(69), "{output:?}");
-        is_one_line_with(
-            &text(&output).1,
-            &[setting, &port.to_string(), "in use"],
-        );
+        is_one_line_with(&text(&output).1, &[setting, &port.to_string(), "in use"]);
     }
 }
 

@@ -123,7 +123,10 @@ fn a_key_that_others_may_read_is_refused_at_the_start() {
     setup.file("key.pem", &Identity::new().key, 0o644);
     let (status, said) = setup.fails();
     assert_eq!(status.code(), Some(69));
-    assert!(said.contains("server.tls_key") && said.contains("600"), "{said}");
+    assert!(
+        said.contains("server.tls_key") && said.contains("600"),
+        "{said}"
+    );
     assert!(!said.contains("PRIVATE"));
 }
 

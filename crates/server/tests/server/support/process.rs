@@ -332,6 +332,16 @@ impl Server {
         id
     }
 
+    /// Waits until the log has an event of this seq: the directory's changes take a moment.
+    pub fn until_head(&self, conversation: &str, person: &str, head: u64) {
+        let began = Instant::now();
+        let path = format!("/v1/conversations/{conversation}/messages?limit=1");
+        while self.get(&path, person)["head"].as_u64() < Some(head) {
+            assert!(began.elapsed() < DEADLINE, "there is no seq {head}");
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
+    }
+
     /// A signed-in and synced session, in JSON.
     pub fn session(&self, person: &Person) -> Session {
         let mut session = Session::sign_in(self.address(), &person.token);

@@ -131,7 +131,10 @@ impl Session {
                 looked += 1;
             }
             if let Some(code) = self.closed {
-                panic!("closed with {code} before {what}; unread: {:?}", self.waiting);
+                panic!(
+                    "closed with {code} before {what}; unread: {:?}",
+                    self.waiting
+                );
             }
             self.read();
         }
