@@ -16,6 +16,7 @@ use tidings_core::ports::registry::{
     Mark, Presence, REGISTRY_DEADLINE, RegistryError, SessionEntry,
 };
 use tidings_core::ports::store::{STORE_DEADLINE, StoreError};
+use tidings_core::rows::CursorRow;
 use tidings_protocol::CloseCode;
 
 use super::Ports;
@@ -337,9 +338,18 @@ impl Outbound for Out<'_> {
     }
 
     fn put_marks(&mut self, marks: Vec<Mark>) {
+        self.link.ports.gateways.marked(&marks);
         let registry = Arc::clone(&self.link.ports.registry);
         self.link
             .fire("put marks", async move { registry.put_marks(marks).await });
+    }
+
+    fn cursors_moved(&mut self, cursors: &[CursorRow]) {
+        for mark in self.link.ports.gateways.reached(cursors) {
+            let registry = Arc::clone(&self.link.ports.registry);
+            self.link
+                .fire("clear mark", async move { registry.clear_mark(mark).await });
+        }
     }
 
     fn delayed_elsewhere(&mut self, user: UserId, conversation: ConversationId, seq: Seq) {

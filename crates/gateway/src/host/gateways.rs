@@ -1,18 +1,29 @@
 //! The workers of a process, for whoever has something to tell all of them.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tidings_core::ids::{ConversationId, GatewayId, Seq, SessionId, UserId};
 use tidings_core::ports::directory::Revocation;
-use tidings_core::ports::registry::UserPresence;
+use tidings_core::ports::registry::{Mark, UserPresence};
+use tidings_core::rows::CursorRow;
 use tidings_protocol::CloseCode;
 
 use super::inbox::{Inbox, Input};
+
+/// So many marks are remembered, about 3 MiB; those beyond stay in the registry until somebody
+/// else clears them.
+const MARKS_MAX: usize = 64 << 10;
 
 /// The workers of this process.
 #[derive(Default)]
 pub struct Gateways {
     inboxes: RwLock<Vec<(GatewayId, Arc<Inbox>)>>,
+    /// The marks that workers put and nobody cleared: the user may come back to another worker.
+    marks: Mutex<HashMap<(UserId, ConversationId), Seq>>,
+    /// There are some: saves the lock on the way of cursors.
+    is_marked: AtomicBool,
 }
 
 impl Gateways {
@@ -51,6 +62,45 @@ impl Gateways {
         }
     }
 
+    /// Remembers marks that were put.
+    pub(super) fn marked(&self, put: &[Mark]) {
+        let mut marks = self.marks();
+        for mark in put {
+            let key = (mark.user, mark.conversation);
+            if marks.len() < MARKS_MAX || marks.contains_key(&key) {
+                let seq = marks.entry(key).or_default();
+                *seq = mark.seq.max(*seq);
+            }
+        }
+        self.is_marked.store(!marks.is_empty(), Ordering::Relaxed);
+    }
+
+    /// Forgets the marks that the delivered cursors have reached, and gives them to be cleared.
+    pub(super) fn reached(&self, cursors: &[CursorRow]) -> Vec<Mark> {
+        if !self.is_marked.load(Ordering::Relaxed) {
+            return Vec::new();
+        }
+        let mut marks = self.marks();
+        let mut reached = Vec::new();
+        for cursor in cursors {
+            let key = (cursor.user, cursor.conversation);
+            if marks.get(&key).is_some_and(|&seq| seq <= cursor.delivered) {
+                marks.remove(&key);
+                reached.push(Mark {
+                    user: cursor.user,
+                    conversation: cursor.conversation,
+                    seq: cursor.delivered,
+                });
+            }
+        }
+        self.is_marked.store(!marks.is_empty(), Ordering::Relaxed);
+        reached
+    }
+
+    fn marks(&self) -> MutexGuard<'_, HashMap<(UserId, ConversationId), Seq>> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn add(&self, gateway: GatewayId, inbox: Arc<Inbox>) {
         let mut inboxes = self.inboxes.write().unwrap_or_else(PoisonError::into_inner);
         inboxes.retain(|(id, _)| *id != gateway);
@@ -79,5 +129,33 @@ impl Gateways {
         if let Some((_, inbox)) = inboxes.iter().find(|(id, _)| *id == gateway) {
             tell(inbox);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_is_given_once_when_the_delivered_cursor_has_reached_it() {
+        let gateways = Gateways::default();
+        let (user, conversation) = (UserId(1), ConversationId(2));
+        let mark = |seq| Mark {
+            user,
+            conversation,
+            seq,
+        };
+        let cursor = |user, delivered| CursorRow {
+            conversation,
+            user: UserId(user),
+            delivered,
+            read: 99,
+        };
+        assert_eq!(gateways.reached(&[cursor(1, 9)]), []);
+        gateways.marked(&[mark(7)]);
+        gateways.marked(&[mark(5)]);
+        assert_eq!(gateways.reached(&[cursor(1, 6), cursor(3, 9)]), []);
+        assert_eq!(gateways.reached(&[cursor(1, 8)]), [mark(8)]);
+        assert_eq!(gateways.reached(&[cursor(1, 9)]), []);
     }
 }

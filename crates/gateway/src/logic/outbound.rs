@@ -6,6 +6,7 @@ use tidings_core::ports::directory::SignInId;
 use tidings_core::ports::log::Append;
 use tidings_core::ports::peers::ToRouter;
 use tidings_core::ports::registry::{Mark, Presence, SessionEntry};
+use tidings_core::rows::CursorRow;
 use tidings_protocol::CloseCode;
 
 /// Where a session sits: a small number no other open session of the worker has.
@@ -109,6 +110,11 @@ pub trait Outbound {
 
     /// Marks that something waits for users.
     fn put_marks(&mut self, marks: Vec<Mark>);
+
+    /// Cursors of users moved: marks up to their `delivered` are to be cleared.
+    fn cursors_moved(&mut self, cursors: &[CursorRow]) {
+        let _ = cursors;
+    }
 
     /// A message of `user` waits for members that were online: to be told to the user's sessions
     /// on other workers, see [`super::GatewayCore::delayed`].

@@ -146,6 +146,7 @@ impl GatewayCore {
         if self.cursors.capacity() > 1024 {
             self.cursors.shrink_to_fit();
         }
+        out.cursors_moved(&rows);
         rows.sort_unstable_by_key(|row| {
             (
                 self.settings.partition_of(row.conversation),

@@ -394,14 +394,21 @@ fn what_is_not_confirmed_is_sent_again_and_then_the_session_is_given_up() {
             .any(|u| matches!(u, Update::Delayed(d) if d.seq == 2)),
         "{told:?}"
     );
-    assert!(
-        world
-            .out
-            .marks
-            .iter()
-            .any(|m| m.user == UserId(1) && m.conversation == room && m.seq == 2)
-    );
+    let marked = |world: &World| {
+        let mut marks = world.out.marks.iter();
+        marks.any(|m| m.user == UserId(1) && m.conversation == room && m.seq == 2)
+    };
+    assert!(marked(&world));
     assert_eq!(seqs(&world.take(good), room), [2]);
+    let back = world.online(1);
+    world.pass(10);
+    assert!(marked(&world), "nothing is confirmed yet");
+    world.delivered(back, room, 2);
+    world.pass(10);
+    assert!(
+        !marked(&world),
+        "the mark is cleared with what it stood for"
+    );
 }
 
 #[test]

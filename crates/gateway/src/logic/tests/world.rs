@@ -273,6 +273,15 @@ impl Outbound for Outside {
     fn put_marks(&mut self, marks: Vec<Mark>) {
         self.marks.extend(marks);
     }
+
+    fn cursors_moved(&mut self, cursors: &[CursorRow]) {
+        self.marks.retain(|mark| {
+            !cursors.iter().any(|c| {
+                (c.user, c.conversation) == (mark.user, mark.conversation)
+                    && c.delivered >= mark.seq
+            })
+        });
+    }
 }
 
 impl Outside {
