@@ -145,7 +145,7 @@ pub struct TokenKey {
 pub struct Auth {
     /// `loopback`, `open` or `closed`.
     pub sign_up: SignUp,
-    /// Minutes an access token lives, 1 to 60.
+    /// Minutes an access token lives, 2 to 60.
     pub access_minutes: u64,
     /// Days a refresh token lives.
     pub refresh_days: u64,
@@ -259,7 +259,8 @@ fn validate(config: &Config) -> Result<(), (String, String)> {
         1,
         10_000_000,
     )?;
-    range("auth.access_minutes", config.auth.access_minutes, 1, 60)?;
+    // `reauth_required` comes a minute before a token ends: one of a minute would begin with it.
+    range("auth.access_minutes", config.auth.access_minutes, 2, 60)?;
     range("auth.refresh_days", config.auth.refresh_days, 1, 365)?;
     range(
         "limits.session_queue_bytes",

@@ -101,6 +101,7 @@ fn a_value_that_does_not_fit_is_refused_by_name() {
     for (name, value, why) in [
         ("TIDINGS_SERVER__WORKERS", "many", "not a whole number"),
         ("TIDINGS_SERVER__HEARTBEAT_S", "3600", "not in 5 to 60"),
+        ("TIDINGS_AUTH__ACCESS_MINUTES", "1", "not in 2 to 60"),
         ("TIDINGS_AUTH__SIGN_UP", "maybe", "maybe"),
         ("TIDINGS_SERVER__LISTEN", "nowhere", "socket address"),
         (
