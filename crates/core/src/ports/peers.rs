@@ -133,7 +133,8 @@ pub enum ToGateway {
     /// The heads of the conversations in which something happened lately. A gateway that
     /// misses a number opens all its conversations again.
     Digest {
-        /// 1, 2, 3, … per router and gateway; 1 says that the router knows nothing of the gateway.
+        /// One more than in the digest before it, per router and gateway; a router that knows nothing
+        /// of the gateway begins with its clock, so that no router's numbers go on with another's.
         number: u64,
         /// Conversations and their last seqs.
         heads: Arc<[(ConversationId, Seq)]>,

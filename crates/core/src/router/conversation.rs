@@ -133,6 +133,15 @@ impl Conversation {
         self.members.entry(user).or_default().cursor = Some((delivered, read));
     }
 
+    /// A cursor that is known moves at least as far as the store has it.
+    pub fn raise_cursor(&mut self, row: &CursorRow) {
+        let member = self.members.get_mut(&row.user);
+        if let Some((delivered, read)) = member.and_then(|m| m.cursor.as_mut()) {
+            *delivered = row.delivered.max(*delivered);
+            *read = row.read.max(*read);
+        }
+    }
+
     pub fn put_sender(&mut self, user: UserId, sender: crate::ids::SenderId, state: SenderState) {
         self.senders.insert((user, sender), state);
     }

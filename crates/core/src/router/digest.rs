@@ -5,7 +5,7 @@
 //! heads of its conversations that moved since the digest before the last one. Digests
 //! are numbered; a gateway that misses one asks for all heads again.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::Work;
@@ -20,9 +20,10 @@ const CURSORS_WAITING_MAX: usize = 4096;
 pub(crate) struct Gateways {
     /// The number of the last digest to each gateway heard of.
     known: BTreeMap<GatewayId, u64>,
-    /// Conversations that moved since the last digest, and in the time before it.
-    moved: HashSet<ConversationId>,
-    moved_before: HashSet<ConversationId>,
+    /// The heads of conversations that moved since the last digest, and in the time before it. Kept
+    /// here, as a conversation may be forgotten before its head is told.
+    moved: HashMap<ConversationId, Seq>,
+    moved_before: HashMap<ConversationId, Seq>,
     told: Micros,
     /// Answers to `Open` that are being gathered, by gateway and request.
     opening: HashMap<(GatewayId, u64), Gathering>,
@@ -35,8 +36,9 @@ struct Gathering {
 }
 
 impl Gateways {
-    pub fn moved(&mut self, id: ConversationId, _now: Micros) {
-        self.moved.insert(id);
+    pub fn moved(&mut self, id: ConversationId, head: Seq) {
+        let highest = self.moved.entry(id).or_default();
+        *highest = head.max(*highest);
     }
 }
 
@@ -44,7 +46,9 @@ impl Router {
     /// A message of a gateway.
     pub fn peer(&mut self, from: GatewayId, message: ToRouter, now: Micros) {
         self.now = now;
-        self.gateways.known.entry(from).or_insert(0);
+        // From the time on, so that a gateway that misses the first digest of a new router doesn't
+        // take the second one for the next of the router before it.
+        self.gateways.known.entry(from).or_insert(now);
         if self.next < self.caught_up_at
             && matches!(message, ToRouter::Open { .. } | ToRouter::Cursors(_))
         {
@@ -234,16 +238,15 @@ impl Router {
         }
         self.gateways.told = self.now;
         let moved = std::mem::take(&mut self.gateways.moved);
-        let before = std::mem::replace(&mut self.gateways.moved_before, moved.clone());
+        let mut lately = std::mem::replace(&mut self.gateways.moved_before, moved.clone());
+        lately.extend(moved);
         let mut heads: HashMap<GatewayId, Vec<(ConversationId, Seq)>> = HashMap::new();
-        for id in moved.union(&before) {
-            let Some(conversation) = self.conversations.get(id) else {
+        for (id, head) in lately {
+            let Some(conversation) = self.conversations.get(&id) else {
                 continue;
             };
-            // What isn't fanned out yet may still come by itself; its head is told next time.
-            let head = conversation.head().seq;
             for &gateway in &conversation.interested {
-                heads.entry(gateway).or_default().push((*id, head));
+                heads.entry(gateway).or_default().push((id, head));
             }
         }
         for (&gateway, number) in &mut self.gateways.known {

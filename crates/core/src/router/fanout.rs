@@ -76,7 +76,7 @@ impl Router {
                 });
             }
         }
-        self.gateways.moved(id, self.now);
+        self.gateways.moved(id, seq);
         if everybody {
             // No message: nobody wrote it, so delivered ÷ sent doesn't count it.
         } else if gateways == 0 {

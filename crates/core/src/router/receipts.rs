@@ -90,18 +90,22 @@ impl Router {
         self.out.push(Effect::PutCursors(rows));
     }
 
-    /// The store has these cursors: they are told.
-    pub fn cursors_stored(&mut self, rows: Vec<CursorRow>, now: Micros) {
+    /// The store has these cursors, and what it has of them since is told: a router that doesn't
+    /// know yet that another has taken over may have moved them further after they were read.
+    pub fn cursors_stored(&mut self, rows: Vec<CursorRow>, stored: &[CursorRow], now: Micros) {
         self.now = now;
         if rows != self.receipts.flying {
             return; // A late answer to a write that was made again since.
         }
         self.receipts.flying = Vec::new();
-        for of_one in rows.chunk_by(|a, b| a.conversation == b.conversation) {
+        for of_one in stored.chunk_by(|a, b| a.conversation == b.conversation) {
             let id = of_one[0].conversation;
-            let Some(conversation) = self.conversations.get(&id) else {
+            let Some(conversation) = self.conversations.get_mut(&id) else {
                 continue;
             };
+            for row in of_one {
+                conversation.raise_cursor(row);
+            }
             if conversation.head().members > self.config.receipt_members_max {
                 continue;
             }

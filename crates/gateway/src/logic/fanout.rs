@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidings_core::ids::{ConversationId, Seq, SessionId, UserId};
-use tidings_core::ports::peers::Handed;
+use tidings_core::ids::{ConversationId, Partition, Seq, SessionId, UserId};
+use tidings_core::ports::peers::{Handed, ToRouter};
 use tidings_core::record::Role;
 use tidings_core::rows::EventRow;
 use tidings_protocol::Format;
@@ -329,8 +329,24 @@ impl GatewayCore {
             self.messages_lost(out);
         }
         self.digest = number;
+        self.digest_at = self.now;
         for &(conversation, seq) in heads {
             self.head_heard(out, conversation, seq);
+            if self.opens > 0 && self.index.find(conversation).is_none() {
+                self.came_early(conversation, seq);
+            }
+        }
+    }
+
+    /// Lets the routers know that there is this gateway when they are silent: one that has taken
+    /// over tells its digests only to those it has heard of.
+    pub(super) fn tick_digest<O: Outbound>(&mut self, out: &mut O) {
+        if self.now < self.digest_at + self.settings.digest_within || self.sessions.count == 0 {
+            return;
+        }
+        self.digest_at = self.now;
+        for partition in 0..self.settings.partitions {
+            out.to_router(Partition(partition), ToRouter::FannedOut(Vec::new()));
         }
     }
 }

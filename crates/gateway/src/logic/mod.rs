@@ -98,6 +98,8 @@ pub struct GatewayCore {
     gaps: Vec<ConversationId>,
     /// The number of the last digest.
     digest: u64,
+    /// When it came, or when routers were last reminded of this gateway.
+    digest_at: Micros,
     watchers: HashMap<UserId, Vec<Slot>>,
     watch_changed: bool,
     /// Sessions whose `watch` isn't registered before the next tick.
@@ -138,6 +140,7 @@ impl GatewayCore {
             delays_told: HashMap::new(),
             gaps: Vec::new(),
             digest: 0,
+            digest_at: 0,
             watchers: HashMap::new(),
             watch_changed: false,
             watched_lately: Vec::new(),
@@ -313,7 +316,11 @@ impl GatewayCore {
 
     // What all parts use.
 
+    /// Begins with the clock: an answer to a worker before this one isn't for any request of this.
     fn request_id(&mut self) -> u64 {
+        if self.next_request == 0 {
+            self.next_request = self.now;
+        }
         self.next_request += 1;
         self.next_request
     }

@@ -113,9 +113,19 @@ impl GatewayCore {
         };
         if session.is(REFRESH) {
             session.set(REFRESH, false);
-            self.ask_open(out, slot, list.unwrap_or_default().to_vec(), || {
-                OpenFor::Refresh
-            });
+            // Where the session is a member too: a removal that the directory knows may be what was
+            // missed, and until then the router must know who wants the events.
+            let joined = session.joined.iter();
+            let mut all: Vec<ConversationId> = joined
+                .map(|j| self.index.get(j.conversation).id)
+                .chain(list.unwrap_or_default().iter().copied())
+                .collect();
+            all.sort_unstable();
+            all.dedup();
+            if list.is_none() {
+                self.tracking.refresh_again(session.id);
+            }
+            self.ask_open(out, slot, all, || OpenFor::Refresh);
         }
         let Some(session) = self.sessions.get_mut(slot) else {
             return;
@@ -232,8 +242,14 @@ impl GatewayCore {
             }
             OpenFor::Sync => self.sync_states(out, slot, states, &later),
             OpenFor::History(ask) => self.history_state(out, slot, *ask, states.first()),
-            // Both are asked again by whatever shows that something is missing.
-            OpenFor::Refresh | OpenFor::Joined => {}
+            // Nothing else would show that the router doesn't know who wants these.
+            OpenFor::Refresh | OpenFor::Joined => {
+                if !later.is_empty()
+                    && let Some(session) = self.sessions.get(slot)
+                {
+                    self.tracking.refresh_again(session.id);
+                }
+            }
         }
     }
 

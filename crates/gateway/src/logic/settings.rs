@@ -49,6 +49,8 @@ pub struct Settings {
     pub cursors_every: Micros,
     /// How long a router or the host may take to answer.
     pub answer_within: Micros,
+    /// Silence of the routers' digests after which they are reminded of this worker.
+    pub digest_within: Micros,
     /// Over how long the clients of a draining worker are told to come back.
     pub drain_spread: Micros,
 }
@@ -78,6 +80,7 @@ impl Settings {
             lag_max: 30 * SECOND,
             cursors_every: 250_000,
             answer_within: 2 * SECOND,
+            digest_within: 25 * SECOND,
             drain_spread: 30 * SECOND,
         }
     }

@@ -39,6 +39,7 @@ impl GatewayCore {
         self.tick_sessions(out);
         self.tick_tracking(out);
         self.tick_refresh(out);
+        self.tick_digest(out);
         self.tick_watch(out);
         self.tick_drain(out);
         self.flush_closes(out);

@@ -3,7 +3,7 @@
 //! There is no list of it: each member entry holds since when something is uncovered, and a tick
 //! looks at a part of the entries. An idle conversation costs a look every few seconds.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 
 use tidings_core::ids::{ConversationId, Seq, SessionId, UserId};
@@ -17,7 +17,7 @@ use super::index::{GATED, stamp, stamp_age};
 use super::metrics::add;
 use super::outbound::{Outbound, Slot};
 use super::reads::ReadFor;
-use super::session::{OPENED, READY};
+use super::session::READY;
 use super::{frames, settings};
 
 /// Each tick looks at one part in so many of the conversations.
@@ -40,12 +40,19 @@ pub(super) struct Scan {
     uncovered: i64,
     /// The next slot whose conversations are opened again; none: nothing to open.
     refresh: Option<Slot>,
+    /// Sessions for which that failed: once more with the next tick.
+    again: BTreeSet<SessionId>,
 }
 
 impl Scan {
     /// All conversations of all sessions are to be opened again, in batches.
     pub(super) fn refresh_all(&mut self) {
         self.refresh = Some(0);
+    }
+
+    /// A router or the directory didn't answer when a session's conversations were opened again.
+    pub(super) fn refresh_again(&mut self, session: SessionId) {
+        self.again.insert(session);
     }
 }
 
@@ -202,13 +209,22 @@ impl GatewayCore {
 
     /// Opens the conversations of some sessions again after something may have been missed.
     pub(super) fn tick_refresh<O: Outbound>(&mut self, out: &mut O) {
+        for _ in 0..REFRESH_PER_TICK {
+            let Some(session) = self.tracking.again.pop_first() else {
+                break;
+            };
+            if let Some(slot) = self.sessions.slot_of(session) {
+                self.refresh(out, slot);
+            }
+        }
         let Some(first) = self.tracking.refresh else {
             return;
         };
+        // Those that are just being opened too: it may be a router that is gone that answers them.
         let slots: Vec<Slot> = self
             .sessions
             .iter()
-            .filter(|(slot, s)| *slot >= first && s.is(READY) && s.is(OPENED))
+            .filter(|(slot, s)| *slot >= first && s.is(READY))
             .map(|(slot, _)| slot)
             .take(REFRESH_PER_TICK)
             .collect();
