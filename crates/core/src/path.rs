@@ -69,7 +69,8 @@ pub enum Effect {
         rows: Vec<StateRow>,
     },
     /// [`crate::ports::store::Store::put_cursors`]; then [`Router::cursors_stored`] or
-    /// [`Router::cursors_refused`], with the rows.
+    /// [`Router::cursors_refused`], with the rows. Where several processes can write to the store,
+    /// the first gets the rows as the store has them after the put, too.
     PutCursors(Vec<CursorRow>),
     /// [`crate::ports::store::Store::settle`], and what it gives to [`crate::ports::log::Log::commit`].
     Settle(Position),

@@ -168,7 +168,11 @@ fn apply(router: &mut Router, input: Input, parts: &Parts) {
         Input::SinceRead(load, rows) => router.since_read(load, rows, now),
         Input::EventsRead(load, rows) => router.events_read(load, rows, now),
         Input::CursorsRead(load, rows) => router.cursors_read(load, rows, now),
-        Input::CursorsStored(rows) => router.cursors_stored(rows, now),
+        Input::CursorsStored(rows) => {
+            // Nobody else has this store open: it has what was put.
+            let stored = rows.clone();
+            router.cursors_stored(rows, &stored, now);
+        }
         Input::CursorsRefused(rows) => router.cursors_refused(rows, now),
         Input::Done => {}
     }

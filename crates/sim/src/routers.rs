@@ -289,8 +289,10 @@ impl World {
         self.with_router(router, |core, now| match (call, reply) {
             (Call::PutEvents(_), reply) => core.events_stored(number, reply.is_some(), now),
             (Call::PutState(_), reply) => core.state_stored(number, reply.is_some(), now),
-            (Call::PutCursors(rows), Some(_)) => core.cursors_stored(rows, now),
-            (Call::PutCursors(rows), None) => core.cursors_refused(rows, now),
+            (Call::PutCursors(rows), Some(Reply::Cursors(stored))) => {
+                core.cursors_stored(rows, &stored, now);
+            }
+            (Call::PutCursors(rows), _) => core.cursors_refused(rows, now),
             (Call::ReadState(..), Some(Reply::State(rows))) => {
                 core.state_read(number, Some(rows), now)
             }

@@ -110,7 +110,8 @@ impl SimStore {
                     self.tables.apply(Write::Cursor(row), self.cursors_go_back);
                     self.kept.apply(Write::Cursor(row), self.cursors_go_back);
                 }
-                Reply::Done
+                let now = |row: &CursorRow| self.tables.cursors[&(row.conversation, row.user)];
+                Reply::Cursors(rows.iter().map(now).collect())
             }
             Call::Settle(position) => self.settle(*position, random),
             Call::ReadState(conversation, keys) => {
