@@ -121,13 +121,15 @@ impl GatewayCore {
         GatewayCore {
             sessions: Sessions::new(settings.session_base, settings.hash_seed),
             index: Index::new(settings.hash_seed),
+            // An answer to a former process of this name isn't taken for one to this process: it
+            // would tell how conversations stand for another user.
+            next_request: settings.session_base,
             settings,
             metrics,
             now: 0,
             rates: Rates::default(),
             sending: Sending::default(),
             requests: HashMap::new(),
-            next_request: 0,
             reading: HashMap::new(),
             loads: HashMap::new(),
             cursors: HashMap::new(),

@@ -15,7 +15,8 @@ pub struct Settings {
     pub partitions: u32,
     /// The log's epoch, told in `ready` and `sync_done`.
     pub epoch: u32,
-    /// Where session ids start: random, so that they are never used twice by two processes.
+    /// Where session ids and the numbers of requests to routers start: random, so that they are
+    /// never used twice by two processes.
     pub session_base: u64,
     /// Key of the index's hash: random.
     pub hash_seed: u64,
