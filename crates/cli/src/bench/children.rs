@@ -212,6 +212,7 @@ fn launch(folder: &Path, is_pinned: bool) -> anyhow::Result<(Killed, Instant)> {
     if is_pinned {
         process::pin(&mut command, SERVER_CORE);
     }
+    process::end_with_parent(&mut command);
     let started = Instant::now();
     Ok((
         Killed(command.spawn().context("can't start the server")?),

@@ -64,6 +64,20 @@ pub fn pin(command: &mut Command, core: usize) {
     }
 }
 
+/// Lets a child end when this process does, however that ends: a server has no input to notice it by.
+/// The thread that starts the child must live as long as the child is wanted.
+pub fn end_with_parent(command: &mut Command) {
+    // SAFETY: between fork and exec only a system call without memory is made.
+    unsafe {
+        command.pre_exec(
+            || match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            },
+        );
+    }
+}
+
 /// Raises the limit of open files to what the system allows, and says what that is. Children inherit it.
 pub fn raise_open_files() -> io::Result<u64> {
     let mut limit = libc::rlimit {
