@@ -145,9 +145,13 @@ pub async fn list(
 ) -> Answer<Response> {
     let limit = range.limit.unwrap_or(50).clamp(1, limits::PAGE_MAX as u64);
     let (user, id) = (caller.user, conversation.conversation());
-    let page = caught_up(&app, user, id, |role| role != Role::None, || {
-        app.routed.page(user, id, range.before, range.after, limit)
-    })
+    let page = caught_up(
+        &app,
+        user,
+        id,
+        |role| role != Role::None,
+        || app.routed.page(user, id, range.before, range.after, limit),
+    )
     .await?;
     Ok(([(header::CONTENT_TYPE, "application/json")], page).into_response())
 }
