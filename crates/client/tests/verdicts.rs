@@ -4,7 +4,7 @@ mod common;
 
 use common::bench::{Bench, SECOND, join, message};
 use common::{CONVERSATION, ME};
-use tidings_client::{AppEvent, Config, FailReason, LocalId, PersistOp, Saved};
+use tidings_client::{AppEvent, Config, FailReason, Lane, LocalId, PersistOp, Saved};
 use tidings_protocol::wire::{
     Error, Event, HistoryPage, Kind, Limits, MemberChange, Members, Role, Status, update::Update,
 };
@@ -217,6 +217,70 @@ fn stale_for_an_older_grant_says_nothing() {
     // For grant 1, which is left behind.
     bench.ack(Status::Stale, 0, 0, 0, 3);
     assert!(bench.histories().is_empty());
+}
+
+/// A change of the user's role at seq 2.
+fn change(role: Role, ended: u64) -> Update {
+    let changes = vec![MemberChange {
+        user: ME,
+        role: role.into(),
+        ended,
+    }];
+    let members = Some(Members {
+        version: 2,
+        changes,
+        ..Members::default()
+    });
+    Update::Event(Event {
+        seq: 2,
+        members,
+        ..join(2)
+    })
+}
+
+#[test]
+fn a_grant_ends_with_its_event_even_when_a_page_with_a_later_head_still_names_it() {
+    let mut bench = Bench::new(Config::default(), Saved::default());
+    bench.sign_in(Limits::default());
+    bench.synced(2, 1, 0, vec![join(1)]);
+    bench.hear(change(Role::Member, 1));
+    bench.write();
+    assert_eq!(bench.sends[0].grant, 2);
+}
+
+#[test]
+fn a_role_to_write_without_a_known_grant_asks_for_it_instead_of_guessing() {
+    let mut bench = Bench::new(Config::default(), Saved::default());
+    bench.sign_in(Limits::default());
+    bench.synced(2, 0, 0, vec![join(1)]);
+    bench.hear(change(Role::Admin, 0));
+    bench.write();
+    assert!(bench.sends.is_empty(), "nobody said which grant it is");
+    bench.synced(2, 1, 0, vec![]);
+    assert_eq!(bench.sends[0].grant, 1);
+}
+
+#[test]
+fn a_lane_under_a_grant_that_never_was_goes_on_under_the_present_one() {
+    let mistaken = Lane {
+        sender: 9,
+        grant: 5,
+        over: true,
+        answered_at: 1_800_000_000 * SECOND,
+        ..Lane::default()
+    };
+    let saved = Saved {
+        sender: 9,
+        lanes: [(CONVERSATION, mistaken)].into(),
+        ..Saved::default()
+    };
+    let mut bench = Bench::new(Config::default(), saved);
+    bench.sign_in(Limits::default());
+    bench.synced(6, 1, 0, vec![]);
+    bench.write();
+    let send = &bench.sends[0];
+    assert_eq!((send.grant, send.counter), (1, 1));
+    assert_ne!(send.sender, 9, "its counters under the grant are forgotten");
 }
 
 #[test]

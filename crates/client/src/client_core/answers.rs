@@ -85,16 +85,25 @@ impl ClientCore {
         for change in members.changes.iter().filter(|c| c.user == user) {
             let writes = change.role >= i32::from(Role::Member);
             let known = self.flow(conversation).known;
-            // A change of role alone keeps the grant; a start or a change of kind makes this seq one.
-            let grant = match (writes, change.ended != 0 || known.1 == 0) {
+            // A page's head may be later than its grant: one that this event ended is older news.
+            let outdated = change.ended != 0 && change.ended == known.1;
+            if event.seq <= known.0 && !outdated {
+                // Nor does a page that knows of no grant say whether it knows this event.
+                self.flow(conversation).doubtful |= writes && known.1 == 0;
+                self.pump(now, conversation);
+                continue;
+            }
+            // A change of kind makes this seq a grant; a change of role alone keeps the one there
+            // is. Who knows of none can't tell that from a start.
+            let grant = match (writes, change.ended != 0) {
                 (false, _) => 0,
                 (true, true) => event.seq,
                 (true, false) => known.1,
             };
-            if event.seq > known.0 {
-                self.learn_grant(conversation, event.seq, grant);
-                self.pump(now, conversation);
-            }
+            let flow = self.flow(conversation);
+            flow.known = (known.0.max(event.seq), grant);
+            flow.doubtful = writes && grant == 0;
+            self.pump(now, conversation);
         }
     }
 

@@ -39,6 +39,8 @@ pub(super) struct Flow {
     pub(super) resend_at: Option<u64>,
     pub(super) resend_wait: u64,
     pub(super) asked_grant: bool,
+    /// An event says that the user may write, but not under which grant: a sync tells.
+    pub(super) doubtful: bool,
     /// Messages wait here since before this start. If what was saved is an old backup, they
     /// may have been sent since, under whatever sender id and grant: none gets a counter
     /// before the history since the saved cursor was looked through for them.
@@ -118,6 +120,7 @@ impl ClientCore {
         let flow = self.flow(conversation);
         if as_of >= flow.known.0 {
             flow.known = (as_of, grant);
+            flow.doubtful &= grant == 0;
         }
     }
 
@@ -125,6 +128,9 @@ impl ClientCore {
     pub(super) fn pump(&mut self, now: u64, conversation: u64) {
         if !self.link.ready() || !self.busy.contains(&conversation) {
             return;
+        }
+        if std::mem::take(&mut self.flow(conversation).doubtful) {
+            self.want_sync(now);
         }
         self.refill(now);
         if self.hold_back(now, conversation) {
@@ -134,13 +140,17 @@ impl ClientCore {
         let Some(lane) = self.saved.lanes.get(&conversation) else {
             return;
         };
-        let known = self.flows.get(&conversation).map_or(0, |f| f.known.1);
+        let (as_of, known) = self.flows.get(&conversation).map_or((0, 0), |f| f.known);
         let restored = self.flows.get(&conversation).is_some_and(|f| f.restored);
-        if lane.numbered == 0 && known > lane.grant && !lane.queue.is_empty() && !restored {
-            let sender = if lane.sender == 0 {
-                self.saved.sender
-            } else {
-                lane.sender
+        // Grants only grow: an earlier one that counts later says that the lane's never was one.
+        let mistaken = known != 0 && known < lane.grant && lane.grant <= as_of && lane.over;
+        let is_next = known > lane.grant || mistaken;
+        if lane.numbered == 0 && is_next && !lane.queue.is_empty() && !restored {
+            let sender = match lane.sender {
+                0 => self.saved.sender,
+                // What it numbered under the earlier grant isn't remembered.
+                _ if mistaken => self.random_id(),
+                sender => sender,
             };
             let at = self.link.server_time(now);
             self.persist(PersistOp::Under {
