@@ -1,11 +1,12 @@
 //! Sync and history.
 
-use tidings_core::ids::{ConversationId, Seq};
+use tidings_core::ids::{ConversationId, Seq, UserId};
+use tidings_core::ports::peers::{ToGateway, ToRouter};
 use tidings_core::record::Role;
 use tidings_protocol::wire::{self, command::Command, update::Update};
 use tidings_protocol::{Format, limits};
 
-use super::world::{World, errors, seqs};
+use super::world::{Input, World, errors, seqs};
 
 fn done(updates: &[Update]) -> &wire::SyncDone {
     let Some(Update::SyncDone(done)) = updates.last() else {
@@ -418,4 +419,36 @@ fn too_many_cursors_are_refused() {
         .collect();
     world.sync(slot, &cursors);
     assert_eq!(errors(&world.take(slot)), ["too_long"]);
+}
+
+#[test]
+fn an_answer_to_a_former_process_is_not_taken_for_one_to_this_process() {
+    let mut former = World::new();
+    let room = former.room(5, &[1, 2]);
+    former.out.is_router_deaf = true;
+    former.login(1, 10);
+    let asked = std::mem::take(&mut former.out.to_router);
+
+    let mut world = World::with(|settings| settings.session_base = 2_000);
+    world.room(5, &[1, 2]);
+    world.out.is_router_deaf = true;
+    let stranger = world.login(3, 30);
+    world.sync(stranger, &[(room, 0)]);
+    let mut late = 0;
+    for message in asked {
+        if let ToRouter::Open { request, .. } = message {
+            let states = vec![world.out.state(room, UserId(1))];
+            let later = Vec::new();
+            let answer = ToGateway::Opened {
+                request,
+                states,
+                later,
+            };
+            world.out.inbox.push_back(Input::Router(answer));
+            late += 1;
+        }
+    }
+    assert_ne!(late, 0, "the member's conversations were asked");
+    world.settle();
+    assert_eq!(seqs(&world.take(stranger), room), [] as [Seq; 0]);
 }
