@@ -267,11 +267,6 @@ mod tests {
         .await;
         assert!(refused >= QUEUED_MAX - THREADS, "{refused} refused");
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
 
     #[test]
     fn nobodys_hash_costs_a_whole_check_and_matches_nothing() {
