@@ -264,6 +264,14 @@ impl GatewayCore {
         };
         let exact = (answer.verdict == Verdict::Accepted).then_some(answer.counter);
         let r#ref = self.take_note(slot, answer.conversation, answer.sender, exact);
+        // Whoever has nothing here and is nobody here isn't told how far others came (row 22). A
+        // member needs the head, to find what another life of the outbox may have sent.
+        let is_stranger = status == Status::Over && answer.counter == 0 && {
+            let at = self.index.find(answer.conversation);
+            let session = self.sessions.get(slot);
+            at.zip(session)
+                .is_none_or(|(at, s)| s.place_in(at).is_none())
+        };
         let ack = wire::Ack {
             conversation: answer.conversation.0,
             sender: answer.sender.0,
@@ -273,12 +281,7 @@ impl GatewayCore {
             status: status.into(),
             seq: answer.seq,
             ts: answer.ts,
-            // Who has nothing here may be nobody here: how far others came is not told (row 22).
-            head: if status == Status::Over && answer.counter == 0 {
-                0
-            } else {
-                answer.head
-            },
+            head: if is_stranger { 0 } else { answer.head },
             duplicate: answer.verdict == Verdict::Duplicate,
         };
         self.update(out, slot, r#ref, update::Update::Ack(ack));
