@@ -11,25 +11,63 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("tidings-backends", &["tidings-core"]),
     ("tidings-gateway", &["tidings-core", "tidings-protocol"]),
     ("tidings-client", &["tidings-protocol"]),
-    ("tidings-cli", &["tidings-client", "tidings-protocol", "tidings-verify"]),
-    ("tidings-sim", &["tidings-core", "tidings-protocol", "tidings-gateway", "tidings-client", "tidings-verify", "tidings-backends"]),
-    ("tidings", &["tidings-core", "tidings-protocol", "tidings-gateway", "tidings-backends", "tidings-cli"]),
+    (
+        "tidings-cli",
+        &["tidings-client", "tidings-protocol", "tidings-verify"],
+    ),
+    (
+        "tidings-sim",
+        &[
+            "tidings-core",
+            "tidings-protocol",
+            "tidings-gateway",
+            "tidings-client",
+            "tidings-verify",
+            "tidings-backends",
+        ],
+    ),
+    (
+        "tidings",
+        &[
+            "tidings-core",
+            "tidings-protocol",
+            "tidings-gateway",
+            "tidings-backends",
+            "tidings-cli",
+        ],
+    ),
 ];
 
 #[test]
 fn crates_depend_on_each_other_in_one_direction_only() {
     let out = Command::new(env!("CARGO"))
-        .args(["metadata", "--no-deps", "--format-version", "1", "--offline"])
+        .args([
+            "metadata",
+            "--no-deps",
+            "--format-version",
+            "1",
+            "--offline",
+        ])
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .expect("cargo runs this test, so it is there");
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
-    let metadata: serde_json::Value = serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON");
-    let allowed: BTreeMap<&str, BTreeSet<&str>> = ALLOWED.iter().map(|(of, on)| (*of, on.iter().copied().collect())).collect();
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON");
+    let allowed: BTreeMap<&str, BTreeSet<&str>> = ALLOWED
+        .iter()
+        .map(|(of, on)| (*of, on.iter().copied().collect()))
+        .collect();
     let mut seen = BTreeSet::new();
     for package in metadata["packages"].as_array().expect("packages") {
         let name = package["name"].as_str().expect("a name");
-        let allowed = allowed.get(name).unwrap_or_else(|| panic!("{name} is not in ALLOWED: decide its place"));
+        let allowed = allowed
+            .get(name)
+            .unwrap_or_else(|| panic!("{name} is not in ALLOWED: decide its place"));
         seen.insert(name);
         for dependency in package["dependencies"].as_array().expect("dependencies") {
             let on = dependency["name"].as_str().expect("a name");
@@ -45,10 +83,20 @@ fn crates_depend_on_each_other_in_one_direction_only() {
 #[test]
 fn the_core_and_the_protocol_know_no_sockets_and_no_drivers() {
     for of in ["core", "protocol"] {
-        let manifest = std::fs::read_to_string(format!("{}/../{of}/Cargo.toml", env!("CARGO_MANIFEST_DIR"))).expect("a manifest");
-        let program = manifest.split("[dev-dependencies]").next().expect("split gives one part");
-        for driver in ["tokio", "mio", "rusqlite", "rustls", "axum", "hyper", "socket2"] {
-            assert!(!program.contains(&format!("\n{driver}")), "{of} must not depend on {driver}");
+        let manifest =
+            std::fs::read_to_string(format!("{}/../{of}/Cargo.toml", env!("CARGO_MANIFEST_DIR")))
+                .expect("a manifest");
+        let program = manifest
+            .split("[dev-dependencies]")
+            .next()
+            .expect("split gives one part");
+        for driver in [
+            "tokio", "mio", "rusqlite", "rustls", "axum", "hyper", "socket2",
+        ] {
+            assert!(
+                !program.contains(&format!("\n{driver}")),
+                "{of} must not depend on {driver}"
+            );
         }
     }
 }

@@ -291,7 +291,7 @@ impl Load {
                 let shown = tokio::time::timeout(SETTLE_WITHIN, witness.until(head)).await;
                 assert!(shown.is_ok(), "a client has {} of {head}", witness.have());
                 witness.record_final(head);
-                assert_eq!(witness.troubles(), [String::new(); 0]);
+                assert_eq!(witness.troubles(), Vec::<String>::new());
             }
         }
         self.history.finish().expect("nothing to write")
