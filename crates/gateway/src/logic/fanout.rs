@@ -48,6 +48,7 @@ impl GatewayCore {
         let c = self.index.get_mut(at);
         if seq <= c.head_seen {
             self.handed.push(Handed { conversation, seq });
+            self.late_members_event(out, at, &row);
         } else if seq == c.head_seen + 1 {
             self.deliver(out, at, &row, except);
             self.go_on(out, conversation);
@@ -244,6 +245,22 @@ impl GatewayCore {
             match change.role {
                 Role::None => self.member_left(out, row, &slots),
                 _ => self.member_joined(out, row, change.user, &slots),
+            }
+        }
+    }
+
+    /// A membership event from below the head, where this worker began after it. By now it may be
+    /// old: whoever it doesn't fit has their conversations asked for again.
+    fn late_members_event<O: Outbound>(&mut self, out: &mut O, at: u32, row: &EventRow) {
+        for change in row.members.iter().flat_map(|m| &m.changes) {
+            let slots: Vec<Slot> = self.sessions.of_user(change.user).collect();
+            for slot in slots {
+                let is_unlike = self.sessions.get(slot).is_some_and(|s| {
+                    s.is(READY) && s.place_in(at).is_some() != change.role.is_member()
+                });
+                if is_unlike {
+                    self.refresh(out, slot);
+                }
             }
         }
     }
