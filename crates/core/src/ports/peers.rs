@@ -136,7 +136,8 @@ pub enum ToGateway {
         /// One more than in the digest before it, per router and gateway; a router that knows nothing
         /// of the gateway begins with its clock, so that no router's numbers go on with another's.
         number: u64,
-        /// Conversations and their last seqs.
+        /// Conversations the gateway has opened and their last seqs; others whose members changed,
+        /// and the seq of the change.
         heads: Arc<[(ConversationId, Seq)]>,
     },
 }

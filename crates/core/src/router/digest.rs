@@ -24,6 +24,10 @@ pub(crate) struct Gateways {
     /// here, as a conversation may be forgotten before its head is told.
     moved: HashMap<ConversationId, Seq>,
     moved_before: HashMap<ConversationId, Seq>,
+    /// The same of events that changed members: every gateway is told of these, as one that lost it
+    /// doesn't know yet that it wants the conversation.
+    changed: HashMap<ConversationId, Seq>,
+    changed_before: HashMap<ConversationId, Seq>,
     told: Micros,
     /// Answers to `Open` that are being gathered, by gateway and request.
     opening: HashMap<(GatewayId, u64), Gathering>,
@@ -39,6 +43,11 @@ impl Gateways {
     pub fn moved(&mut self, id: ConversationId, head: Seq) {
         let highest = self.moved.entry(id).or_default();
         *highest = head.max(*highest);
+    }
+
+    pub fn members_changed(&mut self, id: ConversationId, seq: Seq) {
+        let highest = self.changed.entry(id).or_default();
+        *highest = seq.max(*highest);
     }
 }
 
@@ -247,6 +256,18 @@ impl Router {
             };
             for &gateway in &conversation.interested {
                 heads.entry(gateway).or_default().push((id, head));
+            }
+        }
+        let changed = std::mem::take(&mut self.gateways.changed);
+        let mut lately = std::mem::replace(&mut self.gateways.changed_before, changed.clone());
+        lately.extend(changed);
+        for (id, seq) in lately {
+            let conversation = self.conversations.get(&id);
+            let interested = conversation.map_or(&[][..], |c| &c.interested);
+            for &gateway in self.gateways.known.keys() {
+                if !interested.contains(&gateway) {
+                    heads.entry(gateway).or_default().push((id, seq));
+                }
             }
         }
         for (&gateway, number) in &mut self.gateways.known {

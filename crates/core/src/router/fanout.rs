@@ -78,6 +78,7 @@ impl Router {
         }
         self.gateways.moved(id, seq);
         if everybody {
+            self.gateways.members_changed(id, seq);
             // No message: nobody wrote it, so delivered ÷ sent doesn't count it.
         } else if gateways == 0 {
             self.counters.delivered += 1;

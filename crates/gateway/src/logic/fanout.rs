@@ -1,6 +1,6 @@
 //! Events to sessions: one encoding a format, one compare and one send a session.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -231,6 +231,7 @@ impl GatewayCore {
     /// members before it.
     fn members_event<O: Outbound>(&mut self, out: &mut O, row: &EventRow) {
         let Some(members) = &row.members else { return };
+        self.change_seen(row.conversation, row.seq);
         for change in &members.changes {
             let slots: Vec<Slot> = self.sessions.of_user(change.user).collect();
             if slots.is_empty() {
@@ -347,12 +348,34 @@ impl GatewayCore {
         }
         self.digest = number;
         self.digest_at = self.now;
+        let mut is_lost = false;
         for &(conversation, seq) in heads {
             self.head_heard(out, conversation, seq);
-            if self.opens > 0 && self.index.find(conversation).is_none() {
+            if self.index.find(conversation).is_some() {
+                continue;
+            }
+            if self.opens > 0 {
                 self.came_early(conversation, seq);
             }
+            // Somebody here may have become a member by it.
+            is_lost |= self.change_seen(conversation, seq);
         }
+        if is_lost {
+            self.messages_lost(out);
+        }
+    }
+
+    /// Notes how far changes of a conversation's members are known; whether that is news.
+    fn change_seen(&mut self, conversation: ConversationId, seq: Seq) -> bool {
+        /// Beyond it all are forgotten: the next digest may have a few opened again in vain.
+        const SEEN_MAX: usize = 16 << 10;
+        if self.changes_seen.len() >= SEEN_MAX {
+            self.changes_seen = HashMap::new();
+        }
+        let seen = self.changes_seen.entry(conversation).or_default();
+        let is_news = seq > *seen;
+        *seen = seq.max(*seen);
+        is_news
     }
 
     /// Lets the routers know that there is this gateway when they are silent: one that has taken

@@ -98,6 +98,8 @@ pub struct GatewayCore {
     gaps: Vec<ConversationId>,
     /// The number of the last digest.
     digest: u64,
+    /// Members' changes heard of lately, to see in a digest what was lost.
+    changes_seen: HashMap<ConversationId, Seq>,
     /// When it came, or when routers were last reminded of this gateway.
     digest_at: Micros,
     watchers: HashMap<UserId, Vec<Slot>>,
@@ -142,6 +144,7 @@ impl GatewayCore {
             delays_told: HashMap::new(),
             gaps: Vec::new(),
             digest: 0,
+            changes_seen: HashMap::new(),
             digest_at: 0,
             watchers: HashMap::new(),
             watch_changed: false,
