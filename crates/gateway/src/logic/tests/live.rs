@@ -207,6 +207,27 @@ fn a_missing_digest_makes_the_gateway_ask_everything_again() {
 }
 
 #[test]
+fn a_lost_join_is_found_by_the_next_digest_though_none_is_missing() {
+    let mut world = World::new();
+    world.room(5, &[1, 2]);
+    let slot = world.online(1);
+    world.out.digest(None);
+    world.pass(2);
+    world
+        .out
+        .change(tidings_core::ids::ConversationId(6), &[(1, Role::Member)]);
+    world.out.inbox.clear();
+    world.out.digest(None);
+    world.pass(2);
+    assert_eq!(world.metric(|m| &m.digest_gaps), 0);
+    let updates = world.take(slot);
+    assert!(
+        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
+        "{updates:?}"
+    );
+}
+
+#[test]
 fn who_joins_gets_events_from_the_join_on_and_who_leaves_up_to_the_leave() {
     let mut world = World::new();
     let room = world.room(5, &[1, 2]);
