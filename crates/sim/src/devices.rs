@@ -618,6 +618,7 @@ impl World {
         let (sender, grant) = (lane.sender, lane.grant);
         device.sent.push((conversation, sender, grant, counter, id));
         let (user, device) = (device.user, device.device);
+        self.numbered += 1;
         self.record(history::Send {
             at: self.now,
             user,

@@ -169,6 +169,8 @@ pub(crate) struct World {
     /// When a gateway's last append reaches the log.
     pub appends: BTreeMap<usize, Micros>,
     pub written: u64,
+    /// Messages that got a number.
+    pub numbered: u64,
     /// What users were told to be hidden: user, conversation, first and last seq.
     pub hidden: Vec<(u64, u64, u64, u64)>,
 }
@@ -204,6 +206,7 @@ impl World {
             ways: BTreeMap::new(),
             appends: BTreeMap::new(),
             written: 0,
+            numbered: 0,
             hidden: Vec::new(),
             random,
             plan,
