@@ -246,8 +246,9 @@ impl World {
                 vec![conversation.0]
             }
             // Digests keep their own order too.
-            ToGateway::Digest { heads, .. } => {
-                heads.iter().map(|head| head.0.0).chain([0]).collect()
+            ToGateway::Digest { heads, changes, .. } => {
+                let named = heads.iter().chain(changes.iter());
+                named.map(|one| one.0.0).chain([0]).collect()
             }
         };
         if let Some(at) = self.peer_arrival(false, router, gateway, &about) {

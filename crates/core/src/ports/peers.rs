@@ -136,9 +136,11 @@ pub enum ToGateway {
         /// One more than in the digest before it, per router and gateway; a router that knows nothing
         /// of the gateway begins with its clock, so that no router's numbers go on with another's.
         number: u64,
-        /// Conversations the gateway has opened and their last seqs; others whose members changed,
-        /// and the seq of the change.
+        /// Conversations the gateway has opened, and their last seqs.
         heads: Arc<[(ConversationId, Seq)]>,
+        /// The seqs of all events that changed members lately, in any conversation: a gateway that
+        /// lost one doesn't know that a user of its own has joined, and a later one may hide it.
+        changes: Arc<[(ConversationId, Seq)]>,
     },
 }
 

@@ -5,7 +5,7 @@
 //! heads of its conversations that moved since the digest before the last one. Digests
 //! are numbered; a gateway that misses one asks for all heads again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::Work;
@@ -24,10 +24,10 @@ pub(crate) struct Gateways {
     /// here, as a conversation may be forgotten before its head is told.
     moved: HashMap<ConversationId, Seq>,
     moved_before: HashMap<ConversationId, Seq>,
-    /// The same of events that changed members: every gateway is told of these, as one that lost it
-    /// doesn't know yet that it wants the conversation.
-    changed: HashMap<ConversationId, Seq>,
-    changed_before: HashMap<ConversationId, Seq>,
+    /// Events that changed members in the same times, each of them: every gateway is told of these,
+    /// as one that lost it doesn't know yet that it wants the conversation.
+    changed: BTreeSet<(ConversationId, Seq)>,
+    changed_before: BTreeSet<(ConversationId, Seq)>,
     told: Micros,
     /// Answers to `Open` that are being gathered, by gateway and request.
     opening: HashMap<(GatewayId, u64), Gathering>,
@@ -46,8 +46,7 @@ impl Gateways {
     }
 
     pub fn members_changed(&mut self, id: ConversationId, seq: Seq) {
-        let highest = self.changed.entry(id).or_default();
-        *highest = seq.max(*highest);
+        self.changed.insert((id, seq));
     }
 }
 
@@ -261,15 +260,7 @@ impl Router {
         let changed = std::mem::take(&mut self.gateways.changed);
         let mut lately = std::mem::replace(&mut self.gateways.changed_before, changed.clone());
         lately.extend(changed);
-        for (id, seq) in lately {
-            let conversation = self.conversations.get(&id);
-            let interested = conversation.map_or(&[][..], |c| &c.interested);
-            for &gateway in self.gateways.known.keys() {
-                if !interested.contains(&gateway) {
-                    heads.entry(gateway).or_default().push((id, seq));
-                }
-            }
-        }
+        let changes: Arc<[_]> = lately.into_iter().collect();
         for (&gateway, number) in &mut self.gateways.known {
             *number += 1;
             let mut heads = heads.remove(&gateway).unwrap_or_default();
@@ -277,6 +268,7 @@ impl Router {
             let message = ToGateway::Digest {
                 number: *number,
                 heads: Arc::from(heads),
+                changes: changes.clone(),
             };
             self.out.push(Effect::Send {
                 to: gateway,

@@ -1,6 +1,6 @@
 //! Events to sessions: one encoding a format, one compare and one send a session.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -253,7 +253,9 @@ impl GatewayCore {
     /// A membership event from below the head, where this worker began after it. By now it may be
     /// old: whoever it doesn't fit has their conversations asked for again.
     fn late_members_event<O: Outbound>(&mut self, out: &mut O, at: u32, row: &EventRow) {
-        for change in row.members.iter().flat_map(|m| &m.changes) {
+        let Some(members) = &row.members else { return };
+        self.change_seen(row.conversation, row.seq);
+        for change in &members.changes {
             let slots: Vec<Slot> = self.sessions.of_user(change.user).collect();
             for slot in slots {
                 let is_unlike = self.sessions.get(slot).is_some_and(|s| {
@@ -331,12 +333,13 @@ impl GatewayCore {
         }
     }
 
-    /// Heads in which something happened lately.
+    /// Heads in which something happened lately, and changes of members.
     pub(super) fn digest<O: Outbound>(
         &mut self,
         out: &mut O,
         number: u64,
         heads: &[(ConversationId, Seq)],
+        changes: &[(ConversationId, Seq)],
     ) {
         if number != self.digest + 1 {
             add(&self.metrics.digest_gaps, 1);
@@ -349,33 +352,36 @@ impl GatewayCore {
         self.digest = number;
         self.digest_at = self.now;
         let mut is_lost = false;
-        for &(conversation, seq) in heads {
+        for &(conversation, seq) in heads.iter().chain(changes) {
             self.head_heard(out, conversation, seq);
-            if self.index.find(conversation).is_some() {
-                continue;
-            }
-            if self.opens > 0 {
+            if self.opens > 0 && self.index.find(conversation).is_none() {
                 self.came_early(conversation, seq);
             }
-            // Somebody here may have become a member by it.
-            is_lost |= self.change_seen(conversation, seq);
+        }
+        for &(conversation, seq) in changes {
+            let head_seen = self
+                .index
+                .find(conversation)
+                .map(|at| self.index.get(at).head_seen);
+            // What lies above is read, and counts when it is delivered. What doesn't may have made
+            // somebody here a member, whatever has been heard of the conversation since.
+            if head_seen.is_none_or(|head| seq <= head) {
+                is_lost |= self.change_seen(conversation, seq);
+            }
         }
         if is_lost {
             self.messages_lost(out);
         }
     }
 
-    /// Notes how far changes of a conversation's members are known; whether that is news.
+    /// Notes that a change of a conversation's members is known; whether that is news.
     fn change_seen(&mut self, conversation: ConversationId, seq: Seq) -> bool {
         /// Beyond it all are forgotten: the next digest may have a few opened again in vain.
         const SEEN_MAX: usize = 16 << 10;
         if self.changes_seen.len() >= SEEN_MAX {
-            self.changes_seen = HashMap::new();
+            self.changes_seen = HashSet::new();
         }
-        let seen = self.changes_seen.entry(conversation).or_default();
-        let is_news = seq > *seen;
-        *seen = seq.max(*seen);
-        is_news
+        self.changes_seen.insert((conversation, seq))
     }
 
     /// Lets the routers know that there is this gateway when they are silent: one that has taken

@@ -17,7 +17,7 @@
 //! 3. Every list is bounded; what doesn't fit is refused with a code, or dropped and caught up.
 //! 4. One event is encoded at most once a format, whatever the number of sessions.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -99,7 +99,7 @@ pub struct GatewayCore {
     /// The number of the last digest.
     digest: u64,
     /// Members' changes heard of lately, to see in a digest what was lost.
-    changes_seen: HashMap<ConversationId, Seq>,
+    changes_seen: HashSet<(ConversationId, Seq)>,
     /// When it came, or when routers were last reminded of this gateway.
     digest_at: Micros,
     watchers: HashMap<UserId, Vec<Slot>>,
@@ -144,7 +144,7 @@ impl GatewayCore {
             delays_told: HashMap::new(),
             gaps: Vec::new(),
             digest: 0,
-            changes_seen: HashMap::new(),
+            changes_seen: HashSet::new(),
             digest_at: 0,
             watchers: HashMap::new(),
             watch_changed: false,
@@ -227,7 +227,11 @@ impl GatewayCore {
                 user,
                 on,
             } => self.typing(out, conversation, user, on),
-            ToGateway::Digest { number, heads } => self.digest(out, number, &heads),
+            ToGateway::Digest {
+                number,
+                heads,
+                changes,
+            } => self.digest(out, number, &heads, &changes),
         }
     }
 

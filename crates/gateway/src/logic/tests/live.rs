@@ -228,6 +228,30 @@ fn a_lost_join_is_found_by_the_next_digest_though_none_is_missing() {
 }
 
 #[test]
+fn a_lost_join_is_found_though_a_later_one_of_the_conversation_came() {
+    let mut world = World::new();
+    world.room(5, &[1, 2]);
+    let (slot, _other) = (world.online(1), world.online(2));
+    world.out.digest(None);
+    world.pass(2);
+    let room = tidings_core::ids::ConversationId(6);
+    world.out.change(room, &[(1, Role::Member)]);
+    world.out.inbox.clear();
+    // It brings the conversation here, with a head above the lost event.
+    world.out.change(room, &[(2, Role::Member)]);
+    world.pass(2);
+    world.take(slot);
+    world.out.digest(None);
+    world.pass(2);
+    assert_eq!(world.metric(|m| &m.digest_gaps), 0);
+    let updates = world.take(slot);
+    assert!(
+        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
+        "{updates:?}"
+    );
+}
+
+#[test]
 fn who_joins_gets_events_from_the_join_on_and_who_leaves_up_to_the_leave() {
     let mut world = World::new();
     let room = world.room(5, &[1, 2]);

@@ -416,9 +416,15 @@ impl Outside {
             .iter()
             .map(|(&id, room)| (id, room.head.seq))
             .collect();
+        let events = self.rooms.values().flat_map(|room| &room.events);
+        let changes = events
+            .filter(|row| row.members.is_some())
+            .map(|row| (row.conversation, row.seq))
+            .collect();
         self.inbox.push_back(Input::Router(ToGateway::Digest {
             number: self.digest,
             heads,
+            changes,
         }));
     }
 }
