@@ -198,7 +198,7 @@ impl GatewayCore {
         for state in &states {
             let is_new = self.adopt(out, slot, state);
             // A session that is live can't be given a conversation's past by pushes.
-            if is_new && matches!(why, OpenFor::Refresh) {
+            if is_new && !matches!(why, OpenFor::Session | OpenFor::Sync | OpenFor::Joined) {
                 self.resync(out, slot);
             }
         }

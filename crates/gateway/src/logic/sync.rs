@@ -314,7 +314,10 @@ impl GatewayCore {
         }
         let first = cursor.unwrap_or(0).min(to) + 1;
         let first = first.max(grant.visible_from);
-        let newest = (to + 1).saturating_sub(syncing.page).max(first);
+        // What came after the router's answer may hold the user's removal: it is read through, not
+        // left out, so that nothing behind a removal is shown.
+        let certain = to.min(state.head.max(end));
+        let newest = (certain + 1).saturating_sub(syncing.page).max(first);
         Some(Item {
             conversation: state.conversation,
             kind: state.kind,
