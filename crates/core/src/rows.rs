@@ -14,7 +14,7 @@ use crate::record::{ConversationKind, Encoding, Kind, Role};
 /// The sender's row before an event, so that the event can be undone exactly.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Before {
-    /// The sender had no row, or one too old to count.
+    /// The sender had no row.
     #[default]
     Nothing,
     /// The sender's last accepted event is this seq of the same conversation: read it.

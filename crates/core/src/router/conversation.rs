@@ -211,7 +211,6 @@ impl Conversation {
         send: &Send,
         answer: &Answer,
     ) -> EventRow {
-        let sender = sequencer::sender_at(before.sender, answer.ts);
         EventRow {
             conversation: id,
             seq: answer.seq,
@@ -223,7 +222,9 @@ impl Conversation {
             grant: send.grant,
             counter: send.counter,
             id: send.id,
-            before: match sender {
+            // Also a row too old to count for this record: undoing serves records before this one,
+            // and for those it may count.
+            before: match before.sender {
                 SenderState { seq: 0, .. } => Before::Nothing,
                 row if answer.ts - row.ts > BEFORE_BY_SEQ_MAX => Before::Row(row),
                 row => Before::Seq(row.seq),
