@@ -6,7 +6,8 @@ use common::bench::{Bench, SECOND, join, message};
 use common::{CONVERSATION, ME};
 use tidings_client::{AppEvent, Config, FailReason, Lane, LocalId, PersistOp, Saved};
 use tidings_protocol::wire::{
-    Error, Event, HistoryPage, Kind, Limits, MemberChange, Members, Role, Status, update::Update,
+    Error, Event, HistoryPage, Kind, Lagging, Limits, MemberChange, Members, Role, Status,
+    SyncPage, update::Update,
 };
 
 fn page(from: u64, events: Vec<Event>, to: u64) -> Update {
@@ -475,4 +476,64 @@ fn hidden_history_makes_a_copys_messages_unknown_instead_of_sending_them_twice()
     };
     assert!(bench.app.contains(&unknown));
     assert_eq!(bench.sends.len(), 1);
+}
+
+/// Back in the conversation at `seq`: what was before is hidden.
+fn back_at(bench: &mut Bench, seq: u64) {
+    bench.synced_to(SyncPage {
+        conversation: CONVERSATION,
+        head: seq,
+        grant: seq,
+        visible_from: seq,
+        events: vec![join(seq)],
+        ..SyncPage::default()
+    });
+}
+
+#[test]
+fn hidden_history_makes_messages_that_waited_at_the_start_unknown() {
+    let mut before = Bench::new(Config::default(), Saved::default());
+    before.write();
+    // As far as can be told, a backup: another life may have sent message 1 before the removal.
+    let mut bench = Bench::new(Config::default(), before.core.snapshot());
+    bench.write();
+    bench.sign_in(Limits::default());
+    back_at(&mut bench, 9);
+    for (r#ref, asked) in bench.histories() {
+        bench.answer(r#ref, page(asked.after + 1, vec![join(9)], 9));
+    }
+    let unknown =
+        |e: &&AppEvent| matches!(e, AppEvent::Unknown { local, .. } if *local == LocalId(1));
+    assert_eq!(bench.app.iter().filter(unknown).count(), 1);
+    assert_eq!(bench.counters_sent(0), [1], "only what was written since");
+    assert_eq!(bench.sends[0].grant, 9);
+    let left = bench.core.snapshot().lanes[&CONVERSATION].queue.clone();
+    assert_eq!(left.iter().map(|m| m.local).collect::<Vec<_>>(), [2]);
+}
+
+#[test]
+fn a_restart_while_removed_keeps_what_waits_for_the_return() {
+    let mut before = Bench::sending(1);
+    let removal = change(Role::None, 1);
+    before.hear(removal.clone());
+    before.ack(Status::Over, 0, 0, 0, 2);
+    assert_eq!(before.seen(), [1, 2]);
+    before.pass(2 * SECOND); // The cursor is saved.
+    let mut bench = Bench::new(Config::default(), before.core.snapshot());
+    bench.sign_in(Limits::default());
+    // Nothing to tell: the user saw all there was.
+    bench.sync_ends(0);
+    let Update::Event(removal) = removal else {
+        unreachable!("change() makes an event")
+    };
+    for (r#ref, asked) in bench.histories() {
+        bench.answer(r#ref, page(asked.after + 1, vec![removal.clone()], 2));
+    }
+    bench.hear(Update::Lagging(Lagging::default()));
+    back_at(&mut bench, 9);
+    assert_eq!(bench.counters_sent(0), [1]);
+    assert_eq!(
+        (bench.sends[0].grant, bench.sends[0].id),
+        (9, before.sends[0].id)
+    );
 }

@@ -106,26 +106,35 @@ impl SettingsArgs {
     }
 }
 
-fn logging() {
+/// Sets up the log: lines for a terminal, JSON for everything else.
+///
+/// # Errors
+///
+/// `RUST_LOG` isn't a list of levels and `target=level`.
+fn logging() -> anyhow::Result<()> {
     use std::io::IsTerminal;
-    use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| EnvFilter::new("info,refinery_core=warn"));
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    use tracing_subscriber::filter::Targets;
+    use tracing_subscriber::fmt::layer;
+    use tracing_subscriber::prelude::*;
+    let levels = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,refinery_core=warn".into());
+    let levels: Targets = levels
+        .parse()
+        .map_err(|e| anyhow::anyhow!("RUST_LOG: {e}; write it as `info` or `info,tidings=debug`"))?;
+    let registry = tracing_subscriber::registry().with(levels);
     if std::io::stderr().is_terminal() {
-        builder.init()
+        registry.with(layer().with_writer(std::io::stderr)).init();
     } else {
-        builder.json().init()
+        let json = layer().json().with_writer(std::io::stderr);
+        registry.with(json).init();
     }
+    Ok(())
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command.unwrap_or(Command::Serve(cli.settings)) {
         Command::Serve(settings) => {
             let loaded = settings.load()?;
-            logging();
+            logging()?;
             tidings::serve::run(&loaded.config)?;
         }
         Command::Config(settings) => print!("{}", settings.load()?),
@@ -142,7 +151,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::BenchLoad(args) => return tidings_cli::bench::run_load(args),
         Command::Verify(args) => return tidings_cli::verify::run(args),
         Command::Compact(settings) => {
-            logging();
+            logging()?;
             let sizes = tidings::offline::compact(&settings.load()?.config)?;
             println!("log        {:>12} bytes", sizes.log);
             println!("store      {:>12} bytes", sizes.store);

@@ -50,6 +50,8 @@ pub(super) struct Inbox {
     pub(super) announce: Option<u64>,
     /// The head that a sync of this connection named.
     pub(super) told: Option<u64>,
+    /// What is below this seq is hidden from the user, as far as a sync told.
+    pub(super) visible_from: u64,
     /// Nothing was ever known of this conversation.
     pub(super) new: bool,
 }
@@ -67,8 +69,9 @@ impl Inbox {
         }
     }
 
-    fn went_to(&mut self, seq: u64) {
-        if self.looked == self.have {
+    /// Comes to `seq`; `looked`: what waits in the outbox isn't among the events on the way.
+    fn went_to(&mut self, seq: u64, looked: bool) {
+        if looked && self.looked == self.have {
             self.looked = seq;
         }
         self.have = seq;
@@ -152,12 +155,7 @@ impl ClientCore {
             return;
         }
         inbox.leave_out(from, to);
-        let looked = inbox.looked;
         self.jump(conversation, to);
-        if self.flow(conversation).restored {
-            // The outbox still has to look there for messages that another life may have sent.
-            self.inbox(conversation).looked = looked;
-        }
         self.app(AppEvent::Hole {
             conversation,
             from,
@@ -167,12 +165,19 @@ impl ClientCore {
 
     /// Nothing up to `to` is to be waited for.
     pub(super) fn jump(&mut self, conversation: u64, to: u64) {
+        let looked = !self.has_restored(conversation);
         let inbox = self.inbox(conversation);
         if to > inbox.have {
-            inbox.went_to(to);
+            inbox.went_to(to, looked);
             inbox.held = inbox.held.split_off(&(to + 1));
             self.gave(conversation);
         }
+    }
+
+    /// Whether the outbox still has to look for messages that another life may have sent: what is
+    /// passed over unseen may hold them.
+    fn has_restored(&self, conversation: u64) -> bool {
+        self.flows.get(&conversation).is_some_and(|f| f.restored)
     }
 
     /// Gives the event to the app if it is the next one, holds it if it is a later one.
@@ -193,7 +198,7 @@ impl ClientCore {
     fn give(&mut self, now: u64, event: Event) {
         let conversation = event.conversation;
         let inbox = self.inbox(conversation);
-        inbox.went_to(event.seq);
+        inbox.went_to(event.seq, true);
         inbox.failures = 0;
         self.gave(conversation);
         if event.kind == i32::from(Kind::Members) {
@@ -394,7 +399,7 @@ impl ClientCore {
             };
             let event = first.remove();
             if event.seq > inbox.have {
-                inbox.went_to(event.seq - 1);
+                self.jump(conversation, event.seq - 1);
                 self.give(now, event);
             }
         }

@@ -90,6 +90,7 @@ impl ClientCore {
             // came. What an ended grant left was numbered then, and wasn't looked for.
             at = self.inbox(conversation).looked + 1;
         }
+        let first = self.inbox(conversation).visible_from;
         let flow = self.flow(conversation);
         if flow
             .lookup
@@ -100,7 +101,7 @@ impl ClientCore {
         }
         flow.lookup = Some(Lookup {
             why,
-            at,
+            at: at.max(first),
             to,
             synced: false,
             asked: false,
@@ -108,7 +109,7 @@ impl ClientCore {
             failures: 0,
             found: BTreeMap::new(),
             ids: BTreeMap::new(),
-            hidden: false,
+            hidden: at < first,
             ended: false,
         });
         if why == (Why::Copy { stale: true }) {
@@ -264,6 +265,9 @@ impl ClientCore {
             }
             // Those sent were settled while reading.
             Why::Restored => {
+                if lookup.hidden {
+                    self.give_up_restored(conversation);
+                }
                 self.flow(conversation).restored = false;
                 let inbox = self.inbox(conversation);
                 inbox.looked = inbox.have;
@@ -272,6 +276,23 @@ impl ClientCore {
         }
         self.look_for_restored(now, conversation);
         self.pump(now, conversation);
+    }
+
+    /// The hidden part of the history may hold what waited at the start: twice would be worse than
+    /// saying so.
+    fn give_up_restored(&mut self, conversation: u64) {
+        let last = self.flow(conversation).restored_last;
+        let Some(lane) = self.saved.lanes.get(&conversation) else {
+            return;
+        };
+        let waiting = lane.queue.iter().skip(lane.numbered).map(|m| m.local);
+        for local in waiting.filter(|&l| l <= last).collect::<Vec<_>>() {
+            self.app(AppEvent::Unknown {
+                conversation,
+                local: LocalId(local),
+            });
+            self.settle(conversation, local);
+        }
     }
 
     /// Leaves the sender id: what was found is sent, the rest is numbered anew.
@@ -285,14 +306,18 @@ impl ClientCore {
             return;
         };
         let old = lane.sender;
+        let restored = self.flows.get(&conversation).filter(|f| f.restored);
+        let restored_last = restored.map_or(0, |f| f.restored_last);
         let mut fates = Vec::new();
         for (place, message) in lane.queue.iter().enumerate() {
+            // What an ended grant left was numbered in the part that was read.
+            let numbered = place < lane.numbered || lane.over && message.local <= restored_last;
             let fate = match (lookup.found.get(&message.local), &message.refused) {
                 (Some(event), _) => Fate::Sent(event.clone()),
                 // It itself wasn't accepted and never will be under the old sender id.
                 (_, Some(refused)) => Fate::Failed(refused.code.clone()),
                 // The hidden part may hold it: twice would be worse than saying so.
-                (None, None) if lookup.hidden && place < lane.numbered => Fate::Unknown,
+                (None, None) if lookup.hidden && numbered => Fate::Unknown,
                 _ => continue,
             };
             fates.push((message.local, message.body.len(), fate));

@@ -45,6 +45,8 @@ pub(super) struct Flow {
     /// may have been sent since, under whatever sender id and grant: none gets a counter
     /// before the history since the saved cursor was looked through for them.
     pub(super) restored: bool,
+    /// The last message in the outbox at the start: no other life knows a later one.
+    pub(super) restored_last: u64,
     /// Counters up to this one, under the lane's sender id and grant, were given before this
     /// start: an old backup holds as undecided what a later life may have numbered anew.
     pub(super) restored_to: u64,
@@ -62,6 +64,7 @@ impl Flow {
         Flow {
             known: (lane.grant, grant),
             restored: lane.queue.len() > lane.numbered,
+            restored_last: lane.queue.back().map_or(0, |m| m.local),
             restored_to: lane.last_counter(),
             ..Flow::default()
         }
@@ -103,6 +106,7 @@ impl Flow {
         *self = Flow {
             known: self.known,
             restored: self.restored,
+            restored_last: self.restored_last,
             restored_to: self.restored_to,
             own_ids: std::mem::take(&mut self.own_ids),
             ..Flow::default()

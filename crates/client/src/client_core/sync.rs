@@ -97,6 +97,7 @@ impl ClientCore {
         inbox.head = inbox.head.max(page.head);
         inbox.announce = Some(page.head);
         inbox.told = Some(page.head);
+        inbox.visible_from = page.visible_from;
         let shown_from = page.visible_from.min(page.head + 1);
         if inbox.have + 1 < shown_from {
             self.jump(conversation, shown_from - 1);
@@ -132,6 +133,7 @@ impl ClientCore {
         });
         if done.complete {
             self.sync.failures = 0;
+            self.told_nothing();
         } else {
             self.sync_failed(now, 0);
         }
@@ -144,6 +146,15 @@ impl ClientCore {
             self.inbox(conversation).due = now;
         }
         self.after_sync(now);
+    }
+
+    /// A complete sync is silent about conversations that the user left, if the cursor it got is
+    /// not before the end: then all there was for the user is known.
+    fn told_nothing(&mut self) {
+        if self.inboxes.len() <= published::SYNC_CURSORS_MAX {
+            let silent = (self.inboxes.values_mut()).filter(|i| i.told.is_none() && i.have > 0);
+            silent.for_each(|inbox| inbox.told = Some(inbox.have));
+        }
     }
 
     /// The log is another one: nothing known of it counts.

@@ -66,7 +66,7 @@ impl Bench {
 
     /// Answers the sync: the conversation at this head, with this grant.
     pub fn synced(&mut self, head: u64, grant: u64, missing_from: u64, events: Vec<Event>) {
-        let page = SyncPage {
+        self.synced_to(SyncPage {
             conversation: CONVERSATION,
             head,
             grant,
@@ -74,11 +74,20 @@ impl Bench {
             missing_from,
             events,
             ..SyncPage::default()
-        };
+        });
+    }
+
+    /// Answers the sync with this page.
+    pub fn synced_to(&mut self, page: SyncPage) {
         self.hear(Update::SyncPage(page));
+        self.sync_ends(1);
+    }
+
+    /// Ends the sync as complete, after so many conversations.
+    pub fn sync_ends(&mut self, conversations: u32) {
         let done = SyncDone {
             epoch: 1,
-            conversations: 1,
+            conversations,
             complete: true,
             reset: false,
         };
