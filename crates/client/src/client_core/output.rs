@@ -152,8 +152,9 @@ pub enum AppEvent {
         /// Which message.
         local: LocalId,
     },
-    /// It can't be known whether the message was sent: the outbox is a copy and the part of
-    /// the history that could tell is hidden from the user. It isn't sent again.
+    /// It can't be known whether the message was sent: the outbox is a copy, or might be an old
+    /// backup since the message waited when the client started, and the part of the history
+    /// that could tell is hidden from the user. It isn't sent again.
     Unknown {
         /// Where.
         conversation: u64,

@@ -1,5 +1,7 @@
 //! Asking for all that was missed, and the end of a log.
 
+use std::collections::BTreeSet;
+
 use tidings_protocol::limits as published;
 use tidings_protocol::wire::{self, ConversationKind, Role, command};
 
@@ -18,6 +20,8 @@ pub(super) struct SyncState {
     pub(super) again: bool,
     pub(super) retry_at: Option<u64>,
     pub(super) failures: u32,
+    /// What the one under way has told of: some may be lost on the way.
+    told: BTreeSet<u64>,
 }
 
 impl SyncState {
@@ -34,6 +38,7 @@ impl ClientCore {
             return;
         }
         self.sync.under_way = true;
+        self.sync.told.clear();
         self.sync.again = false;
         self.sync.retry_at = None;
         // A conversation left out for want of room comes as if new; what it repeats is dropped.
@@ -92,6 +97,7 @@ impl ClientCore {
             read: page.read,
         }));
         self.learn_grant(conversation, page.head, page.grant);
+        self.sync.told.insert(conversation);
         let inbox = self.inbox(conversation);
         inbox.new = false;
         inbox.head = inbox.head.max(page.head);
@@ -133,7 +139,7 @@ impl ClientCore {
         });
         if done.complete {
             self.sync.failures = 0;
-            self.told_nothing();
+            self.told_nothing(done.conversations);
         } else {
             self.sync_failed(now, 0);
         }
@@ -148,10 +154,11 @@ impl ClientCore {
         self.after_sync(now);
     }
 
-    /// A complete sync is silent about conversations that the user left, if the cursor it got is
-    /// not before the end: then all there was for the user is known.
-    fn told_nothing(&mut self) {
-        if self.inboxes.len() <= published::SYNC_CURSORS_MAX {
+    /// A complete sync, of so many conversations, is silent about one that the user left if the
+    /// cursor it got is not before the end: then all there was for the user is known.
+    fn told_nothing(&mut self, conversations: u32) {
+        let is_whole = self.sync.told.len() == conversations as usize;
+        if is_whole && self.inboxes.len() <= published::SYNC_CURSORS_MAX {
             let silent = (self.inboxes.values_mut()).filter(|i| i.told.is_none() && i.have > 0);
             silent.for_each(|inbox| inbox.told = Some(inbox.have));
         }
