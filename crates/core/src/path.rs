@@ -144,7 +144,7 @@ pub struct Router {
     pub(crate) next: Position,
     /// Where the log ended when this router took over: before that it answers no `Open`.
     pub(crate) caught_up_at: Position,
-    pub(crate) conversations: HashMap<ConversationId, Conversation>,
+    pub(crate) conversations: HashMap<ConversationId, Box<Conversation>>,
     /// Positions of records that wait for rows of their conversation.
     pub(crate) waiting: BTreeSet<Position>,
     pub(crate) flights: Flights,
@@ -231,11 +231,23 @@ impl Router {
             return;
         };
         let content = Record::decode(&record.payload).ok().map(|r| r.content);
-        self.waiting.insert(record.position);
-        self.conversation(conversation)
-            .waiting
-            .push_back(Work::Record { record, content });
-        self.work(conversation);
+        self.take_in(conversation, Work::Record { record, content });
+    }
+
+    /// At once if nothing waits before it and its rows are known; else it waits for them.
+    pub(crate) fn take_in(&mut self, id: ConversationId, work: Work) {
+        let conversation = self.conversations.entry(id).or_default();
+        if conversation.loading.is_none()
+            && conversation.waiting.is_empty()
+            && conversation.missing(&work).is_empty()
+        {
+            return self.perform(id, work);
+        }
+        if let Work::Record { record, .. } = &work {
+            self.waiting.insert(record.position);
+        }
+        conversation.waiting.push_back(work);
+        self.work(id);
     }
 
     /// Does what waits for a conversation, in order, until a row is missing.
@@ -248,6 +260,7 @@ impl Router {
                 return;
             }
             let Some(work) = conversation.waiting.front() else {
+                conversation.waiting = VecDeque::new();
                 return;
             };
             let missing = conversation.missing(work);
@@ -258,26 +271,31 @@ impl Router {
                 .waiting
                 .pop_front()
                 .expect("front() just gave it");
-            match work {
-                Work::Record { record, content } => {
-                    self.waiting.remove(&record.position);
-                    match content {
-                        Some(Content::Send(send)) => {
-                            self.decide_send(id, record.position, record.appended, send)
-                        }
-                        Some(Content::Membership(change)) => {
-                            self.decide_membership(id, record.position, record.appended, change)
-                        }
-                        None => self.decide_unreadable(id, record),
-                    }
-                }
-                Work::Open {
-                    gateway,
-                    request,
-                    user,
-                } => self.opened(id, gateway, request, user),
-                Work::Cursor(row) => self.cursor_moved(row),
+            if let Work::Record { record, .. } = &work {
+                self.waiting.remove(&record.position);
             }
+            self.perform(id, work);
+        }
+    }
+
+    /// One piece of work whose rows are known.
+    fn perform(&mut self, id: ConversationId, work: Work) {
+        match work {
+            Work::Record { record, content } => match content {
+                Some(Content::Send(send)) => {
+                    self.decide_send(id, record.position, record.appended, send)
+                }
+                Some(Content::Membership(change)) => {
+                    self.decide_membership(id, record.position, record.appended, change)
+                }
+                None => self.decide_unreadable(id, record),
+            },
+            Work::Open {
+                gateway,
+                request,
+                user,
+            } => self.opened(id, gateway, request, user),
+            Work::Cursor(row) => self.cursor_moved(row),
         }
     }
 
@@ -289,7 +307,7 @@ impl Router {
         appended: Micros,
         send: Send,
     ) {
-        let conversation = self.conversations.get_mut(&id).expect("work() found it");
+        let conversation = self.conversations.get_mut(&id).expect("take_in() made it");
         let before = conversation.before(send.user, send.sender);
         let answer = sequencer::decide(id, &before, &send, appended);
         self.counters.verdict(answer.verdict);
@@ -330,7 +348,7 @@ impl Router {
         appended: Micros,
         change: crate::record::Membership,
     ) {
-        let conversation = self.conversations.get_mut(&id).expect("work() found it");
+        let conversation = self.conversations.get_mut(&id).expect("take_in() made it");
         let head = conversation.head();
         let verdict = sequencer::decide_membership(&head, &change);
         self.counters.verdict(verdict);
@@ -352,7 +370,7 @@ impl Router {
     /// gapless for everybody, whatever the router that meets it can read.
     fn decide_unreadable(&mut self, id: ConversationId, record: Committed) {
         self.counters.dead_letters += 1;
-        let conversation = self.conversations.get_mut(&id).expect("work() found it");
+        let conversation = self.conversations.get_mut(&id).expect("take_in() made it");
         let row = conversation.apply_unreadable(id, record.position, record.appended);
         self.out.push(Effect::DeadLetter {
             position: record.position,

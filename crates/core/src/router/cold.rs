@@ -277,9 +277,7 @@ impl Router {
                 .find(|r| r.user == user)
                 .copied()
                 .unwrap_or_default();
-            let member = conversation.members.entry(user).or_default();
-            let (delivered, read) = member.cursor.unwrap_or_default();
-            member.cursor = Some((delivered.max(row.delivered), read.max(row.read)));
+            conversation.learn_cursor(user, row.delivered, row.read);
         }
         self.loaded(load.conversation);
     }

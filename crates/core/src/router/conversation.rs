@@ -1,10 +1,11 @@
 //! What a router remembers of a conversation: the rows the next decision needs.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::Work;
 use super::cold::Missing;
+use super::rows_map::RowsMap;
 use crate::ids::{ConversationId, GatewayId, Micros, Position, Seq, UserId};
 use crate::record::{Content, Kind, Membership, Role, Send};
 use crate::rows::{
@@ -14,17 +15,37 @@ use crate::rows::{
 use crate::sequencer::{self, Answer, SenderKey};
 
 /// What is known of one user here; a part is absent until it was read or written.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Member {
-    pub grant: Option<GrantState>,
-    pub cursor: Option<(Seq, Seq)>,
+    grant: Option<GrantState>,
+    /// Delivered and read; [`UNKNOWN`]: absent. An `Option` would make it a seventh larger.
+    cursor: (Seq, Seq),
 }
 
+/// Nobody has read more than was delivered.
+const UNKNOWN: (Seq, Seq) = (0, Seq::MAX);
+
+impl Default for Member {
+    fn default() -> Member {
+        Member {
+            grant: None,
+            cursor: UNKNOWN,
+        }
+    }
+}
+
+impl Member {
+    fn cursor(&self) -> Option<(Seq, Seq)> {
+        (self.cursor != UNKNOWN).then_some(self.cursor)
+    }
+}
+
+/// Most conversations in memory are at rest, and there are many: it is kept small.
 #[derive(Debug, Default)]
 pub(crate) struct Conversation {
     head: Option<HeadState>,
-    pub members: HashMap<UserId, Member>,
-    senders: HashMap<SenderKey, SenderState>,
+    members: RowsMap<UserId, Member>,
+    senders: RowsMap<SenderKey, SenderState>,
     /// What waits for rows, in order.
     pub waiting: VecDeque<Work>,
     /// The load under way.
@@ -47,7 +68,7 @@ impl Conversation {
             missing.state.push(StateKey::Head);
         }
         let mut grant = |user: UserId| {
-            if self.members.get(&user).is_none_or(|m| m.grant.is_none()) {
+            if self.members.get(user).is_none_or(|m| m.grant.is_none()) {
                 missing.state.push(StateKey::Grant(user));
             }
         };
@@ -57,7 +78,7 @@ impl Conversation {
                 ..
             } => {
                 grant(send.user);
-                if !self.senders.contains_key(&(send.user, send.sender)) {
+                if self.senders.get((send.user, send.sender)).is_none() {
                     missing.state.push(StateKey::Sender(send.user, send.sender));
                 }
             }
@@ -75,7 +96,7 @@ impl Conversation {
             Work::Record { content: None, .. } => {}
             Work::Open { user, .. } | Work::Cursor(CursorRow { user, .. }) => {
                 grant(*user);
-                if self.members.get(user).is_none_or(|m| m.cursor.is_none()) {
+                if self.members.get(*user).and_then(Member::cursor).is_none() {
                     missing.cursors.push(*user);
                 }
             }
@@ -89,7 +110,7 @@ impl Conversation {
 
     pub fn grant(&self, user: UserId) -> GrantState {
         self.members
-            .get(&user)
+            .get(user)
             .and_then(|m| m.grant)
             .unwrap_or_default()
     }
@@ -97,8 +118,8 @@ impl Conversation {
     pub fn cursor(&self, id: ConversationId, user: UserId) -> CursorRow {
         let (delivered, read) = self
             .members
-            .get(&user)
-            .and_then(|m| m.cursor)
+            .get(user)
+            .and_then(Member::cursor)
             .unwrap_or_default();
         CursorRow {
             conversation: id,
@@ -115,7 +136,7 @@ impl Conversation {
             grant: self.grant(user),
             sender: self
                 .senders
-                .get(&(user, sender))
+                .get((user, sender))
                 .copied()
                 .unwrap_or_default(),
         }
@@ -126,24 +147,34 @@ impl Conversation {
     }
 
     pub fn put_grant(&mut self, user: UserId, grant: GrantState) {
-        self.members.entry(user).or_default().grant = Some(grant);
+        self.members.entry(user).grant = Some(grant);
     }
 
     pub fn put_cursor(&mut self, user: UserId, delivered: Seq, read: Seq) {
-        self.members.entry(user).or_default().cursor = Some((delivered, read));
+        self.members.entry(user).cursor = (delivered, read);
     }
 
     /// A cursor that is known moves at least as far as the store has it.
     pub fn raise_cursor(&mut self, row: &CursorRow) {
-        let member = self.members.get_mut(&row.user);
-        if let Some((delivered, read)) = member.and_then(|m| m.cursor.as_mut()) {
-            *delivered = row.delivered.max(*delivered);
-            *read = row.read.max(*read);
+        if self
+            .members
+            .get(row.user)
+            .and_then(Member::cursor)
+            .is_some()
+        {
+            self.learn_cursor(row.user, row.delivered, row.read);
         }
     }
 
+    /// A cursor as it was read; one that has moved since stays where it is.
+    pub fn learn_cursor(&mut self, user: UserId, delivered: Seq, read: Seq) {
+        let member = self.members.entry(user);
+        let known = member.cursor().unwrap_or_default();
+        member.cursor = (known.0.max(delivered), known.1.max(read));
+    }
+
     pub fn put_sender(&mut self, user: UserId, sender: crate::ids::SenderId, state: SenderState) {
-        self.senders.insert((user, sender), state);
+        *self.senders.entry((user, sender)) = state;
     }
 
     /// Takes a row that was read, unless a record has changed it since.
@@ -157,20 +188,15 @@ impl Conversation {
                 } else {
                     GrantState::default()
                 };
-                _ = self
-                    .members
-                    .entry(user)
-                    .or_default()
-                    .grant
-                    .get_or_insert(state);
+                self.members.entry(user).grant.get_or_insert(state);
             }
             (StateKey::Sender(user, sender), value) => {
-                let state = if let Some(StateValue::Sender(row)) = value {
-                    row
-                } else {
-                    SenderState::default()
-                };
-                _ = self.senders.entry((user, sender)).or_insert(state);
+                if self.senders.get((user, sender)).is_none() {
+                    *self.senders.entry((user, sender)) = match value {
+                        Some(StateValue::Sender(row)) => row,
+                        _ => SenderState::default(),
+                    };
+                }
             }
         }
     }
@@ -188,7 +214,7 @@ impl Conversation {
             StateKey::Grant(user) => StateValue::Grant(self.grant(user)),
             StateKey::Sender(user, sender) => StateValue::Sender(
                 self.senders
-                    .get(&(user, sender))
+                    .get((user, sender))
                     .copied()
                     .unwrap_or_default(),
             ),
@@ -305,6 +331,9 @@ impl Conversation {
         while self.unstored.front().is_some_and(|row| row.seq <= seq) {
             self.unstored.pop_front();
         }
+        if self.unstored.is_empty() {
+            self.unstored = VecDeque::new();
+        }
     }
 
     /// Whether everything it knows can be read again from the store.
@@ -322,8 +351,8 @@ impl Conversation {
             "a changed row is forgotten only once it is stored"
         );
         self.head = None;
-        self.members = HashMap::new();
-        self.senders = HashMap::new();
+        self.members = RowsMap::default();
+        self.senders = RowsMap::default();
     }
 
     /// How many rows it holds.

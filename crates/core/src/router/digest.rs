@@ -95,8 +95,7 @@ impl Router {
                 for row in rows {
                     let conversation = self.conversation(row.conversation);
                     if conversation.waiting.len() < CURSORS_WAITING_MAX {
-                        conversation.waiting.push_back(Work::Cursor(row));
-                        self.work(row.conversation);
+                        self.take_in(row.conversation, Work::Cursor(row));
                     } else {
                         self.counters.cursors_refused += 1; // The client says it again with its next sync.
                     }
@@ -169,12 +168,12 @@ impl Router {
         );
         for id in conversations {
             self.interest(id, from);
-            self.conversation(id).waiting.push_back(Work::Open {
+            let work = Work::Open {
                 gateway: from,
                 request,
                 user,
-            });
-            self.work(id);
+            };
+            self.take_in(id, work);
         }
     }
 

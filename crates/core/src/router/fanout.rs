@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::Counters;
+use super::conversation::Conversation;
 use super::flight::Cargo;
 use crate::ids::{ConversationId, GatewayId, Micros, Seq};
 use crate::path::{Effect, Router};
@@ -64,7 +65,7 @@ impl Router {
             except: cargo.except,
             taken: cargo.taken,
         };
-        let conversation = self.conversations.entry(id).or_default();
+        let conversation: &Conversation = self.conversations.entry(id).or_default();
         let gateways = conversation.interested.len() as u32;
         if everybody {
             self.out.push(Effect::Broadcast(message));
@@ -96,6 +97,7 @@ impl Router {
     pub(crate) fn interest(&mut self, id: ConversationId, gateway: GatewayId) {
         let conversation = self.conversation(id);
         if !conversation.interested.contains(&gateway) {
+            conversation.interested.reserve_exact(1);
             conversation.interested.push(gateway);
         }
     }

@@ -6,6 +6,7 @@ pub(crate) mod digest;
 pub(crate) mod fanout;
 pub(crate) mod flight;
 pub(crate) mod receipts;
+pub(crate) mod rows_map;
 #[cfg(test)]
 mod tests;
 
