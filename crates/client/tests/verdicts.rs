@@ -181,7 +181,7 @@ fn a_fork_naming_a_foreign_id_shows_a_copy() {
 }
 
 #[test]
-fn a_foreign_event_under_the_own_sender_shows_a_copy() {
+fn a_foreign_event_under_the_own_sender_waits_for_the_answer_that_shows_a_copy() {
     let mut bench = Bench::sending(2);
     let sender = bench.sends[0].sender;
     let foreign = Event {
@@ -192,7 +192,10 @@ fn a_foreign_event_under_the_own_sender_shows_a_copy() {
         id: 0xf0e,
         ..message(2)
     };
+    // The other life may have sent more that isn't decided yet: up to where to look the answer says.
     bench.hear(Update::Event(foreign));
+    assert!(bench.histories().is_empty());
+    bench.ack(Status::Sent, 5, 0xf0e, 2, 3);
     ends_as_a_copy(bench);
 }
 

@@ -59,7 +59,10 @@ impl ClientCore {
             return;
         }
         let own = (event.sender, event.grant) == (lane.sender, lane.grant);
-        if own && event.counter > 0 && event.counter >= lane.acked {
+        // Another life's event under this sender and grant shows a copy, but not how far to look:
+        // more that it sent may be in the log and not decided. What the server answers to a send of
+        // this life stands behind all that.
+        if own && lane.sent_as(event.counter, event.id).is_some() {
             // The state after this event is what an answer to it would tell.
             self.answer(
                 now,
