@@ -487,9 +487,13 @@ impl World {
                 delivered,
                 read,
             }),
-            AppEvent::Unknown { conversation, .. } => {
+            AppEvent::Unknown {
+                conversation,
+                local,
+            } => {
                 // Only where a part is hidden from a user who was removed and came back.
                 self.note(|| format!("device {device} can't know in {conversation:x}"));
+                self.record_unknown(d, conversation, local.0);
             }
             _ => {}
         }
@@ -651,6 +655,36 @@ impl World {
                     self.record_given_up(d, numbered);
                 }
             }
+        }
+    }
+
+    /// What became of a message can't be known, under whatever numbers it was ever sent.
+    fn record_unknown(&mut self, d: usize, conversation: u64, local: u64) {
+        let device = &self.devices[d];
+        let Some(lane) = device.disk.lanes.get(&conversation) else {
+            return;
+        };
+        let Some(place) = lane.queue.iter().position(|m| m.local == local) else {
+            return;
+        };
+        let (ids, originals) = (lane.ids(false), lane.ids(true));
+        let forms = [ids.get(place), originals.get(place)];
+        let own = lane.queue[place].id;
+        let is_it = |id: u64| id == own || forms.contains(&Some(&id));
+        let sent = device.sent.iter().filter(|n| n.0 == conversation);
+        let sent: Vec<Numbered> = sent.filter(|n| is_it(n.4)).copied().collect();
+        let (user, device) = (device.user, device.device);
+        for (conversation, sender, grant, counter, id) in sent {
+            self.record(history::Unknown {
+                at: self.now,
+                user,
+                device,
+                conversation,
+                sender,
+                grant,
+                counter,
+                id,
+            });
         }
     }
 

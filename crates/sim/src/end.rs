@@ -11,6 +11,9 @@ use crate::reference;
 use crate::setup::FAULTS_FOR;
 use crate::world::{Event, MS, SECOND, START, World};
 
+/// An accepted message: conversation, sender, counter and id.
+type Accepted = (u64, u64, u64, u64);
+
 /// How long a healed cluster may take until everybody has everything: four times the client's
 /// longest backoff, and more than a dead connection takes to be noticed by its heartbeats.
 const SETTLES_WITHIN: u64 = 240 * SECOND;
@@ -116,9 +119,12 @@ impl World {
             }
         }
         self.judge_hidden(&rooms);
-        let accepted: BTreeSet<u64> = rooms
-            .values()
-            .flat_map(|room| room.facts.iter().map(|fact| fact.id))
+        let accepted: BTreeSet<Accepted> = (rooms.iter())
+            .flat_map(|(id, room)| {
+                room.facts
+                    .iter()
+                    .map(|f| (id.0, f.sender.0, f.counter, f.id))
+            })
             .collect();
         for d in 0..self.devices.len() {
             self.forget_lost_lives(d, &accepted);
@@ -146,7 +152,7 @@ impl World {
 
     /// What a life numbered that a restored backup doesn't know, and that never reached the log,
     /// is nothing anybody waits for.
-    fn forget_lost_lives(&mut self, d: usize, accepted: &BTreeSet<u64>) {
+    fn forget_lost_lives(&mut self, d: usize, accepted: &BTreeSet<Accepted>) {
         if !self.devices[d].was_restored {
             return;
         }
@@ -156,7 +162,10 @@ impl World {
                 l.queue.iter().any(|m| m.id == numbered.4)
                     || l.sent_as(numbered.3, numbered.4).is_some()
             });
-            if !accepted.contains(&numbered.4) && !is_waiting {
+            let (conversation, sender, _, counter, id) = numbered;
+            // The message may be accepted under another number: this one isn't.
+            let is_accepted = accepted.contains(&(conversation, sender, counter, id));
+            if !is_accepted && !is_waiting {
                 self.record_given_up(d, numbered);
             }
         }

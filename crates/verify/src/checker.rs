@@ -71,6 +71,13 @@ impl Checker {
                     self.report.failed += 1;
                 }
             }
+            Record::Unknown(unknown) => {
+                let stream = stream_key(unknown.user, unknown.sender, unknown.grant);
+                let conversation = self.conversation(unknown.conversation);
+                let stream = conversation.streams.entry(stream).or_default();
+                let is_new = stream.unknown.insert((unknown.counter, unknown.id));
+                self.report.unknown += u64::from(is_new);
+            }
             Record::Hidden(r) => {
                 let view = self.view(r.conversation, r.device, r.user);
                 view.hidden.insert_range(r.from, r.to);

@@ -19,6 +19,8 @@ pub enum Record {
     Ack(Ack),
     /// The client told its user that a numbered message will never be sent.
     Failed(Failed),
+    /// The client told its user that it can't be known whether a numbered message was sent.
+    Unknown(Unknown),
     /// An event was handed to the application on a device.
     Deliver(Deliver),
     /// The server said that a range is not for this device's user.
@@ -132,6 +134,33 @@ pub struct Ack {
 /// under another sender or grant. It must never appear under this numbering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failed {
+    /// When, in microseconds.
+    pub at: u64,
+    /// Who wrote.
+    #[serde(with = "hex")]
+    pub user: u64,
+    /// On which device.
+    #[serde(with = "hex")]
+    pub device: u64,
+    /// Where.
+    #[serde(with = "hex")]
+    pub conversation: u64,
+    /// The outbox.
+    #[serde(with = "hex")]
+    pub sender: u64,
+    /// The grant.
+    pub grant: u64,
+    /// The counter.
+    pub counter: u64,
+    /// The message's id.
+    #[serde(with = "hex")]
+    pub id: u64,
+}
+
+/// The client told its user that it can't be known whether a numbered message was sent: its outbox
+/// was a copy, and the part of the history that could tell is hidden from the user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unknown {
     /// When, in microseconds.
     pub at: u64,
     /// Who wrote.
@@ -466,6 +495,7 @@ records!(
     Send,
     Ack,
     Failed,
+    Unknown,
     Deliver,
     Hidden,
     Later,
@@ -488,6 +518,7 @@ impl Record {
             Record::Send(r) => r.device,
             Record::Ack(r) => r.device,
             Record::Failed(r) => r.device,
+            Record::Unknown(r) => r.device,
             Record::Deliver(r) => r.device,
             Record::Hidden(r) => r.device,
             Record::Later(r) => r.device,

@@ -170,6 +170,8 @@ pub struct Report {
     pub acked: u64,
     /// Of these, given up.
     pub failed: u64,
+    /// Numbered messages of which a user was told that nothing can be known.
+    pub unknown: u64,
     /// Distinct events shown to anybody.
     pub events: u64,
     /// Events shown, counted per device.
@@ -219,6 +221,7 @@ impl fmt::Display for Report {
             ("messages numbered", self.messages),
             ("  acknowledged", self.acked),
             ("  given up", self.failed),
+            ("  not to be known", self.unknown),
             ("  acknowledged, unproven", self.unproven),
             ("events", self.events),
             ("events shown", self.delivered),

@@ -5,7 +5,7 @@
 
 use crate::history::{self, EventKind, Record, Status};
 use crate::ranges::Ranges;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// Slots a page. Pages grow as they fill, so small conversations stay small.
 const PAGE: u64 = 256;
@@ -199,6 +199,8 @@ pub(crate) struct Stream {
     pub also: HashMap<u64, Vec<Sent>>,
     /// Ids given up, by counter.
     pub failed: HashMap<u64, Vec<history::Failed>>,
+    /// Counters and ids of which the user was told that nothing can be known.
+    pub unknown: HashSet<(u64, u64)>,
     /// The answer that ended the grant.
     pub over: Option<Acked>,
 }

@@ -68,6 +68,17 @@ fn every_record_reads_back_as_it_was_written() {
             id,
         }
         .into(),
+        history::Unknown {
+            at,
+            user,
+            device,
+            conversation,
+            sender,
+            grant,
+            counter,
+            id,
+        }
+        .into(),
         history::Deliver {
             at,
             user,

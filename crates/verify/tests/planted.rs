@@ -600,6 +600,28 @@ fn a_sender_that_is_told_nothing_is_stuck() {
     without(&mut stuck, |r| ack_of(3)(r) || shown_at(4)(r));
     ends_at(&mut stuck, 3);
     expect("neither acknowledged nor failed", &stuck, &[Kind::Stuck]);
+    let history::Failed {
+        at,
+        user,
+        device,
+        conversation,
+        sender,
+        grant,
+        counter,
+        id,
+    } = failed(3);
+    let unknown = history::Unknown {
+        at,
+        user,
+        device,
+        conversation,
+        sender,
+        grant,
+        counter,
+        id,
+    };
+    stuck.push(unknown.into());
+    clean("told that nothing can be known", &stuck);
     let mut told = stuck.clone();
     told.push(failed(3).into());
     clean("given up", &told);

@@ -192,7 +192,9 @@ impl Case<'_> {
             let events = self.find(key, counter);
             let has = |seq| view.seen.contains(seq) || view.kept.contains(seq);
             let saw_it = |shown: &Shown| shown.event.id == sent.id && has(shown.seq);
-            if stream.given_up(counter, sent.id).is_some() || events.iter().any(saw_it) {
+            let is_told = stream.given_up(counter, sent.id).is_some()
+                || stream.unknown.contains(&(counter, sent.id));
+            if is_told || events.iter().any(saw_it) {
                 continue;
             }
             findings.add(Kind::Stuck, self.id, &[], || {
