@@ -41,6 +41,8 @@ struct Inner {
     blocks: HashMap<BlockId, (Block, u64)>,
     bytes: usize,
     tick: u64,
+    /// The tick of the last [`Cache::age`].
+    aged: u64,
 }
 
 /// Drops the block that was used longest ago when full. Finding that one looks at all of them,
@@ -99,13 +101,29 @@ impl Cache {
 
     /// Forgets a segment that was merged away.
     pub fn forget(&self, segment: u64) {
+        self.retain(|id, _| id.segment != segment);
+    }
+
+    /// Forgets what wasn't used since the last call.
+    pub fn age(&self) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = inner.tick;
+        let since = std::mem::replace(&mut inner.aged, now);
+        drop(inner);
+        self.retain(|_, used| used > since);
+    }
+
+    fn retain(&self, keep: impl Fn(BlockId, u64) -> bool) {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let mut freed = 0;
-        inner.blocks.retain(|id, (block, _)| {
-            let keep = id.segment != segment;
+        inner.blocks.retain(|id, (block, used)| {
+            let keep = keep(*id, *used);
             freed += if keep { 0 } else { block.weight() };
             keep
         });
         inner.bytes -= freed;
+        if inner.blocks.is_empty() {
+            inner.blocks = HashMap::new();
+        }
     }
 }

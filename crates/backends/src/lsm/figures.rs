@@ -11,6 +11,8 @@ pub struct Counters {
     pub(super) merges: AtomicU64,
     pub(super) failures: AtomicU64,
     pub(super) refused: AtomicU64,
+    /// Puts that were taken: tells whether the store is in use.
+    pub(super) puts: AtomicU64,
 }
 
 /// The figures at one moment.

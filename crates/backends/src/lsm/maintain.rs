@@ -390,8 +390,15 @@ impl Inner {
 
     fn flush_loop(&self) {
         let mut retry = RETRY_FIRST;
-        while self.wait(self.options.flush_after, |s| s.flush) {
-            lock(&self.bell.state).flush = false;
+        let look = QUIET.min(self.options.flush_after);
+        let (mut waited, mut puts) = (Duration::ZERO, 0);
+        while self.wait(look, |s| s.flush) {
+            let is_asked = std::mem::take(&mut lock(&self.bell.state).flush);
+            waited += look;
+            if !is_asked && !self.is_quiet(&mut puts) && waited < self.options.flush_after {
+                continue;
+            }
+            waited = Duration::ZERO;
             match self.flush() {
                 Ok(()) => {
                     retry = RETRY_FIRST;
@@ -412,6 +419,15 @@ impl Inner {
                 }
             }
         }
+    }
+
+    /// Forgets blocks that nobody reads any more; whether nothing was put either since the call
+    /// before, which noted `puts`, and what is in memory is worth a segment.
+    pub(super) fn is_quiet(&self, puts: &mut u64) -> bool {
+        self.cache.age();
+        let now = self.counters.puts.load(Ordering::Relaxed);
+        let is_still = std::mem::replace(puts, now) == now;
+        is_still && self.view().active.bytes() > self.options.quiet_flush_bytes
     }
 
     fn merge_loop(&self) {

@@ -60,6 +60,10 @@ pub use segment::Codec;
 /// Called when nobody knows any more what is on the disk; the default ends the process.
 pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 
+/// How long nothing is put or read before memory that serves only puts and reads is given back:
+/// long beside the pauses of a busy server and beside inflating a block again (40 µs).
+pub const QUIET: Duration = Duration::from_secs(5);
+
 /// See [`Options::cursor_journal_bytes`].
 pub const JOURNAL_REFUSED_FACTOR: u64 = 16;
 
@@ -71,13 +75,16 @@ pub struct Options {
     pub flush_bytes: usize,
     /// And when something in it is so old: bounds what is read again from the log after a crash.
     pub flush_after: Duration,
+    /// And when it takes so many bytes and nothing was put for [`QUIET`]: a server at rest holds no
+    /// rows in memory, and reads next to nothing again after a crash.
+    pub quiet_flush_bytes: usize,
     /// And when the journal of cursors takes so many bytes of disk: one that moves ever the same
     /// cursors grows, though the memtable doesn't. At [`JOURNAL_REFUSED_FACTOR`] times as many
     /// (flushes fail) puts of cursors are refused.
     pub cursor_journal_bytes: u64,
     /// Puts are refused while rows that couldn't be flushed take so many bytes of memory.
     pub unflushed_bytes_max: usize,
-    /// Inflated blocks kept for reading.
+    /// Inflated blocks kept for reading, until they aren't used for [`QUIET`].
     pub cache_bytes: usize,
     /// How blocks are made: `docs/decisions/0002-embedded-store.md` has the table.
     pub codec: Codec,
@@ -97,6 +104,7 @@ impl Default for Options {
         Options {
             flush_bytes: 16 << 20,
             flush_after: Duration::from_secs(60),
+            quiet_flush_bytes: 512 << 10,
             cursor_journal_bytes: 4 << 20,
             unflushed_bytes_max: 256 << 20,
             cache_bytes: 16 << 20,
@@ -299,6 +307,7 @@ impl Inner {
             return Err(self.refuse());
         }
         put(&view.active);
+        figures::count(&self.counters.puts);
         let active = view.active.bytes();
         drop(view);
         if active > self.options.flush_bytes {

@@ -1,5 +1,7 @@
 //! Blocks whose columns are wrong although their checksum is right: a fault of ours, or malice.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use proptest::prelude::*;
 use tidings_core::ids::{ConversationId, MessageKey, Position, SenderId, UserId};
@@ -9,9 +11,11 @@ use tidings_core::rows::{
     StateRow, StateValue,
 };
 
+use super::cache::{Block, BlockId, Cache};
 use super::columns::{Sealer, unseal};
 use super::events::{self, EventBlock};
 use super::rows::{self, Row, RowBlock};
+use super::{LsmStore, Options};
 
 fn event(conversation: u64, seq: u64) -> EventRow {
     let sender = SenderState {
@@ -113,6 +117,58 @@ fn spoil(stored: Vec<u8>, column: usize, at: usize, byte: u8) -> Bytes {
     let mut out = Vec::new();
     Sealer::new(1).unwrap().seal(&slices, &mut out).unwrap();
     out.into()
+}
+
+fn block(rows: &[Row]) -> Block {
+    let mut stored = Vec::new();
+    rows::encode(rows, &mut Sealer::new(1).unwrap(), &mut stored).unwrap();
+    Block::Rows(Arc::new(RowBlock::decode(&stored.into()).unwrap()))
+}
+
+#[test]
+fn blocks_stay_in_memory_while_they_are_used_and_there_is_room() {
+    let id = |index| BlockId {
+        segment: 1,
+        events: false,
+        index,
+    };
+    let block = block(&[row(1, 0), row(1, 1)]);
+    let cache = Cache::new(2 * 2 * size_of::<Row>());
+    let kept = |cache: &Cache| [0, 1, 2].map(|index| cache.get(id(index)).is_some());
+    for index in 0..3 {
+        cache.insert(id(index), block.clone());
+    }
+    assert_eq!(kept(&cache), [false, true, true], "no room for three");
+    cache.age();
+    assert!(cache.get(id(2)).is_some());
+    cache.age();
+    assert_eq!(kept(&cache), [false, false, true], "only 2 was used since");
+    cache.insert(id(0), block.clone());
+    cache.insert(id(1), block);
+    assert_eq!(kept(&cache), [true, true, false], "what went left room");
+}
+
+#[test]
+fn a_store_at_rest_has_its_rows_flushed_once_they_are_many() {
+    let options = Options {
+        threads: false,
+        quiet_flush_bytes: 10_000,
+        ..Options::default()
+    };
+    let store = LsmStore::open(Arc::new(crate::disk::SimDisk::new()), options).unwrap();
+    let mut puts = 0;
+    let mut put = |from: u64, to: u64| {
+        let rows = (from..to).map(|seq| event(1, seq)).collect();
+        store.inner.put(|table| table.put_events(rows)).unwrap();
+    };
+    put(1, 10);
+    assert!(!store.inner.is_quiet(&mut puts));
+    assert!(!store.inner.is_quiet(&mut puts), "few rows");
+    put(10, 100);
+    assert!(!store.inner.is_quiet(&mut puts), "put since the last call");
+    assert!(store.inner.is_quiet(&mut puts));
+    store.flush().unwrap();
+    assert!(!store.inner.is_quiet(&mut puts), "nothing more to flush");
 }
 
 proptest! {
