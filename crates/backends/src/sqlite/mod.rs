@@ -128,6 +128,10 @@ impl SqliteDirectory {
     }
 }
 
+/// Pages that a connection keeps in memory: SQLite's own 2 MB would be there for each connection,
+/// for good.
+const PAGES_KIB: i64 = 256;
+
 fn connect(file: &Path) -> Result<Connection, rusqlite::Error> {
     let connection = Connection::open(file)?;
     connection.busy_timeout(Duration::from_secs(5))?;
@@ -136,6 +140,8 @@ fn connect(file: &Path) -> Result<Connection, rusqlite::Error> {
     connection.pragma_update(None, "foreign_keys", true)?;
     // A write-ahead log grown by one large transaction is cut back to this at the next checkpoint.
     connection.pragma_update(None, "journal_size_limit", 16 << 20)?;
+    // In KiB; the operating system's cache is behind it, and branches of the trees need less.
+    connection.pragma_update(None, "cache_size", -PAGES_KIB)?;
     connection.set_prepared_statement_cache_capacity(128);
     Ok(connection)
 }
