@@ -189,6 +189,16 @@ impl Published {
         view.gauge(&self.metrics);
     }
 
+    /// Takes records out of memory that nobody is expected to read again; whoever does is given
+    /// them from the files.
+    pub fn rest(&self, committed: u64) {
+        let mut view = self.lock();
+        let kept = view.ring.partition_point(|batch| batch.end() <= committed);
+        let cost: usize = view.ring.drain(..kept).map(|batch| batch.cost()).sum();
+        view.ring_bytes -= cost;
+        view.ring.shrink_to_fit();
+    }
+
     /// Nothing will follow; readers that wait are told.
     pub fn close(&self, why: &str) {
         self.lock().closed.get_or_insert_with(|| why.to_owned());

@@ -70,6 +70,9 @@ impl Writer {
                     .batch(calls, committed)
                     .and_then(|()| self.trim(committed)),
                 Turn::SavePosition(committed) => {
+                    // Nothing comes at the moment: what served the last records may go.
+                    self.frame = Vec::new();
+                    self.published.rest(committed);
                     self.save(committed).and_then(|_| self.trim(committed))
                 }
                 Turn::End(committed) => match self.save(committed) {
