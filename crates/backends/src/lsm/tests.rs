@@ -157,7 +157,7 @@ fn a_store_at_rest_has_its_rows_flushed_once_they_are_many() {
     };
     let store = LsmStore::open(Arc::new(crate::disk::SimDisk::new()), options).unwrap();
     let mut puts = 0;
-    let mut put = |from: u64, to: u64| {
+    let put = |from: u64, to: u64| {
         let rows = (from..to).map(|seq| event(1, seq)).collect();
         store.inner.put(|table| table.put_events(rows)).unwrap();
     };
