@@ -6,7 +6,7 @@ use super::order::{Order, SendPlan};
 use super::report::{Judged, Report, Rounds};
 use super::{Run, Stage};
 
-/// Messages a second at which CPU is counted, and at which latency is.
+/// Messages a second at which CPU is counted beside the saturated run, and at which latency is.
 const CPU_RATE: f64 = 10_000.0;
 const LATENCY_RATE: f64 = 2_000.0;
 /// Unacknowledged messages of one sender when saturated.
@@ -80,16 +80,20 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
         Judged::Told,
     );
 
-    let mut costs = Vec::new();
+    // A fast disk makes many small batches of a fixed rate: the probe says what they cost by themselves.
+    let mut costs = Rounds::default();
     for _ in 0..run.args.rounds {
-        costs.push(stage.cost(sends(CPU_RATE, SECONDS), |done| done.acked)?.0);
+        let record = run.args.body + RECORD_BYTES;
+        let bare = bare_commits(&run.folder, CPU_RATE, record, SECONDS)?;
+        let cost = stage.cost(sends(CPU_RATE, SECONDS), |done| done.acked)?.0;
+        costs.add(cost, bare.cpu_ns as f64 / 1e3 / bare.acked.max(1) as f64);
     }
-    report.plain(
+    report.beside(
         "durable",
         "CPU per message at 10 K/s",
         "µs",
         &costs,
-        Judged::AtMost(25.0, 15.0),
+        Judged::Told,
     );
 
     let (mut rates, mut costs) = (Vec::new(), Vec::new());
@@ -110,7 +114,7 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
         "CPU per message, saturated",
         "µs",
         &costs,
-        Judged::Told,
+        Judged::AtMost(25.0, 15.0),
     );
     stage.check(report)
 }

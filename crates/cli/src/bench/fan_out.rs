@@ -8,12 +8,15 @@ use super::order::{Done, Order, RawOrder, SendPlan};
 use super::report::{Judged, Report, Rounds};
 use super::{Run, Scenario, Stage, process};
 
-/// Between two publishes of the paced fan-out.
-const PACE_US: u64 = 30_000;
+/// Between two publishes of the paced fan-out: with 4,000 members a third of a core or so, since latency
+/// is to be had at half of the machine at most.
+const PACE_US: u64 = 60_000;
+/// The same while some don't read.
+const SLOW_PACE_US: u64 = 30_000;
 /// Deliveries of a round, at least: CPU time is then exact to a percent.
 const DELIVERIES: usize = 240_000;
 /// Small groups have fewer deliveries instead of a long round.
-const PUBLISHES_MAX: usize = 200;
+const PUBLISHES_MAX: usize = 100;
 /// Messages of a frame, and unacknowledged ones, under backlog.
 const BURST: u32 = 16;
 const IN_FLIGHT: u32 = 64;
@@ -57,7 +60,7 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
         conversation,
         frame: 0,
     };
-    let warm = fan.stage.run(fan.sends(10, 1, run.args.body))?;
+    let warm = fan.stage.run(fan.sends(10, 1, run.args.body, PACE_US))?;
     fan.frame = (warm.bytes / warm.delivered.max(1)) as usize;
     report.plain(
         "fan-out",
@@ -80,16 +83,16 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
 
 impl FanOut<'_, '_> {
     /// `bursts` paced sends of the publisher.
-    fn sends(&self, bursts: u64, burst: u32, body: usize) -> Order {
+    fn sends(&self, bursts: u64, burst: u32, body: usize, pace_us: u64) -> Order {
         Order::Send(SendPlan {
             first: 0,
             count: 1,
             conversation: self.conversation,
-            rate: 1e6 / PACE_US as f64,
+            rate: 1e6 / pace_us as f64,
             burst,
             in_flight: 0,
             bursts,
-            seconds: bursts as f64 * PACE_US as f64 / 1e6 + 20.0,
+            seconds: bursts as f64 * pace_us as f64 / 1e6 + 20.0,
             body,
         })
     }
@@ -116,7 +119,7 @@ impl FanOut<'_, '_> {
         let (mut rounds, mut p50, mut p99) = (Rounds::default(), Vec::new(), Vec::new());
         for _ in 0..self.run.args.rounds {
             let bare = self.bare(publishes, self.frame, PACE_US)?;
-            let order = self.sends(publishes, 1, self.run.args.body);
+            let order = self.sends(publishes, 1, self.run.args.body, PACE_US);
             let (cost, done) = self.stage.cost(order, |done| done.delivered)?;
             if done.deliver.p50 > PACE_US as f64 {
                 // Someone was a publish behind: what was measured is a backlog, and too cheap.
@@ -183,7 +186,12 @@ impl FanOut<'_, '_> {
     fn watched(&mut self, seconds: f64) -> anyhow::Result<(Done, u64)> {
         let (pid, order) = (
             self.stage.server.pid(),
-            self.sends((seconds * 1e6 / PACE_US as f64) as u64, 1, SLOW_BODY),
+            self.sends(
+                (seconds * 1e6 / SLOW_PACE_US as f64) as u64,
+                1,
+                SLOW_BODY,
+                SLOW_PACE_US,
+            ),
         );
         let (ended, most) = (AtomicBool::new(false), AtomicU64::new(0));
         std::thread::scope(|scope| {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 
 use crate::bench::order::{Done, Quantiles};
+use crate::bench::process::thread_cpu_ns;
 
 #[derive(Default)]
 struct Queue {
@@ -17,7 +18,8 @@ struct Queue {
     ended: bool,
 }
 
-/// Open loop: latency counts from the time a record should have been sent.
+/// Open loop: latency counts from the time a record should have been sent. The CPU time is that of
+/// the thread that writes and syncs.
 pub fn run(file: &Path, rate: f64, bytes: usize, seconds: f64) -> anyhow::Result<Done> {
     let out = OpenOptions::new()
         .create(true)
@@ -27,7 +29,7 @@ pub fn run(file: &Path, rate: f64, bytes: usize, seconds: f64) -> anyhow::Result
     let (queue, filled) = (Mutex::new(Queue::default()), Condvar::new());
     let started = Instant::now();
     let done = std::thread::scope(|scope| -> anyhow::Result<Done> {
-        let committer = scope.spawn(|| -> std::io::Result<Histogram<u64>> {
+        let committer = scope.spawn(|| -> std::io::Result<(Histogram<u64>, u64)> {
             let mut latencies = super::sending::histogram();
             let (mut at, mut frame) = (0, Vec::new());
             loop {
@@ -38,7 +40,7 @@ pub fn run(file: &Path, rate: f64, bytes: usize, seconds: f64) -> anyhow::Result
                 let due = std::mem::take(&mut queued.due);
                 drop(queued);
                 if due.is_empty() {
-                    return Ok(latencies);
+                    return Ok((latencies, thread_cpu_ns()));
                 }
                 frame.resize(due.len() * bytes, b'x');
                 out.write_all_at(&frame, at)?;
@@ -59,13 +61,14 @@ pub fn run(file: &Path, rate: f64, bytes: usize, seconds: f64) -> anyhow::Result
         }
         queue.lock().expect("no holder panics").ended = true;
         filled.notify_one();
-        let latencies = committer
+        let (latencies, cpu_ns) = committer
             .join()
             .map_err(|_| anyhow::anyhow!("the committer panicked"))??;
         Ok(Done {
             sent: latencies.len(),
             acked: latencies.len(),
             ack: Quantiles::of(&latencies),
+            cpu_ns,
             ..Done::default()
         })
     })?;
