@@ -47,6 +47,8 @@ struct State {
     saved: u64,
     /// The log thread sleeps: only then is waking it worth a system call.
     asleep: bool,
+    /// And it wakes up by itself in time to save the committed position.
+    is_timed: bool,
 }
 
 impl Queue {
@@ -59,6 +61,7 @@ impl Queue {
             committed,
             saved: committed,
             asleep: false,
+            is_timed: false,
         };
         Queue {
             state: Mutex::new(state),
@@ -101,7 +104,10 @@ impl Queue {
         let mut state = self.lock();
         if committed > state.committed {
             state.committed = committed;
-            self.wake(state);
+            // After a batch it comes by itself: one wake a batch less.
+            if !state.is_timed {
+                self.wake(state);
+            }
         }
     }
 
@@ -121,7 +127,7 @@ impl Queue {
     /// A batch is everything that waits, but takes no further call after `batch_bytes`.
     pub fn next(&self, batch_bytes: usize, position_interval: Duration, metrics: &Metrics) -> Turn {
         let mut state = self.lock();
-        let mut save_at = None;
+        let mut save_at = Instant::now() + position_interval;
         loop {
             if !state.calls.is_empty() {
                 let (mut bytes, mut taken) = (0, 0);
@@ -141,21 +147,21 @@ impl Queue {
             if state.closed.is_some() {
                 return Turn::End(state.committed);
             }
-            state.asleep = true;
-            if state.committed > state.saved {
-                let now = Instant::now();
-                let at = *save_at.get_or_insert(now + position_interval);
-                if at <= now {
-                    state.asleep = false;
-                    return Turn::SavePosition(state.committed);
-                }
-                let waited = self.filled.wait_timeout(state, at - now);
+            let now = Instant::now();
+            if now < save_at {
+                (state.asleep, state.is_timed) = (true, true);
+                let waited = self.filled.wait_timeout(state, save_at - now);
                 state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                state.is_timed = false;
+            } else if state.committed > state.saved {
+                return Turn::SavePosition(state.committed);
             } else {
+                state.asleep = true;
                 state = self
                     .filled
                     .wait(state)
                     .unwrap_or_else(PoisonError::into_inner);
+                save_at = Instant::now() + position_interval;
             }
             state.asleep = false;
         }
