@@ -312,7 +312,10 @@ impl GatewayCore {
                 ErrorCode::BadCursor,
             );
         }
-        let first = cursor.unwrap_or(0).min(to) + 1;
+        // A client may know more than a router that is behind: the user's removal may be among that,
+        // and is met only by reading on from the router's answer. What it repeats is dropped.
+        let certain = if end == 0 { state.head } else { to };
+        let first = cursor.unwrap_or(0).min(certain).min(to) + 1;
         let first = first.max(grant.visible_from);
         // What came after the router's answer may hold the user's removal: it is read through, not
         // left out, so that nothing behind a removal is shown.
