@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidings_core::ids::Micros;
-use tidings_core::in_process::{GatewayInbox, InProcessPeers};
+use tidings_core::in_process::{GatewayInbox, InProcessPeers, REST_AFTER, rest};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::Directory;
 use tidings_core::ports::log::Log;
@@ -116,6 +116,7 @@ pub fn worker(
         inputs: Vec::new(),
         batch: Vec::new(),
         drain_since: None,
+        rest_at: 0,
     };
     let worker = Worker::new(parts, host)?;
     inbox.attach(worker.waker());
@@ -133,6 +134,8 @@ pub struct Host {
     inputs: Vec<Input>,
     batch: Vec<ToGateway>,
     drain_since: Option<u64>,
+    /// When memory is given back next.
+    rest_at: u64,
 }
 
 impl Host {
@@ -250,6 +253,10 @@ impl Handler for Host {
         self.take_inputs(io);
         self.call(io, |core, out| core.tick(out));
         self.link.tell_presence();
+        if io.now_ms() >= self.rest_at {
+            self.rest_at = io.now_ms() + REST_AFTER.as_millis() as u64;
+            rest();
+        }
         if let Some(since) = self.drain_since
             && (self.core.is_drained() || io.now_ms() - since >= DRAIN_MAX.as_millis() as u64)
         {

@@ -15,6 +15,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tidings_core::ids::{GatewayId, Micros, Partition, Position};
+use tidings_core::in_process::rest;
 use tidings_core::path::{Effect, Router};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::Directory;
@@ -31,6 +32,10 @@ const READ_BYTES_MAX: usize = 1 << 20;
 
 /// How often the router hears the time.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How many ticks after which it is looked whether the log knows what is durable: the store
+/// flushes by itself too, and when no records come nobody would tell.
+const SETTLE_TICKS: u32 = 50;
 
 /// What the routing thread works with.
 pub struct Parts {
@@ -107,6 +112,7 @@ pub async fn run(
     let mut messages = Vec::new();
     let mut tick = tokio::time::interval(TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut ticks: u32 = 0;
     tracing::info!(?committed, ?end, "routing from the committed position");
     loop {
         if reading.is_none() && router.wants_records() {
@@ -129,7 +135,18 @@ pub async fn run(
                 }
             }
             Some(input) = tasks.next(), if !tasks.is_empty() => apply(&mut router, input, &parts),
-            _ = tick.tick() => router.tick((parts.clock)()),
+            _ = tick.tick() => {
+                router.tick((parts.clock)());
+                ticks = ticks.wrapping_add(1);
+                if ticks.is_multiple_of(SETTLE_TICKS) {
+                    rest();
+                }
+                if ticks.is_multiple_of(SETTLE_TICKS)
+                    && let Some(input) = now_or_later(settle_again(router.settled_position(), partition, &parts), &mut tasks)
+                {
+                    apply(&mut router, input, &parts);
+                }
+            }
             _ = stop.changed() => break,
         }
         perform(&mut router, partition, &parts, &mut tasks);
@@ -248,6 +265,36 @@ async fn within<T>(what: &'static str, call: impl Future<Output = StoreResult<T>
     }
 }
 
+/// Tells the store what may be settled, and the log what is.
+fn settle(position: Position, partition: Partition, parts: &Parts) -> BoxFuture<'static, Input> {
+    let (store, log) = (parts.store.clone(), parts.log.clone());
+    Box::pin(async move {
+        if let Some(durable) = within("settle", store.settle(partition, position)).await
+            && durable > Position::default()
+            && let Err(error) = log.commit(partition, durable).await
+        {
+            tracing::warn!(%error, "the log's position was not committed; it will be with the next one");
+        }
+        Input::Done
+    })
+}
+
+/// [`settle`], if the log doesn't know of this position.
+fn settle_again(
+    position: Position,
+    partition: Partition,
+    parts: &Parts,
+) -> BoxFuture<'static, Input> {
+    let log = parts.log.clone();
+    let settle = settle(position, partition, parts);
+    Box::pin(async move {
+        match log.committed(partition).await {
+            Ok(committed) if committed < position => settle.await,
+            _ => Input::Done,
+        }
+    })
+}
+
 fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'static, Input> {
     let store = parts.store.clone();
     match effect {
@@ -273,18 +320,7 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
                 None => Input::CursorsRefused(rows),
             }
         }),
-        Effect::Settle(position) => {
-            let log = parts.log.clone();
-            Box::pin(async move {
-                if let Some(durable) = within("settle", store.settle(partition, position)).await
-                    && durable > Position::default()
-                    && let Err(error) = log.commit(partition, durable).await
-                {
-                    tracing::warn!(%error, "the log's position was not committed; it will be with the next one");
-                }
-                Input::Done
-            })
-        }
+        Effect::Settle(position) => settle(position, partition, parts),
         Effect::ReadState {
             load,
             conversation,

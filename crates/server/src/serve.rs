@@ -1,5 +1,6 @@
 //! The start and the end of a server.
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use tidings_core::ids::GatewayId;
-use tidings_core::in_process::{InProcessPeers, RouterInbox};
+use tidings_core::in_process::{InProcessPeers, RouterInbox, rest};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::Directory;
 use tidings_core::ports::log::Log;
@@ -35,6 +36,10 @@ const HTTP_GATEWAY: GatewayId = GatewayId(1 << 20);
 
 /// Everything must have ended so long after a signal to stop.
 const STOP_MAX: Duration = Duration::from_secs(10);
+
+/// How often the threads of the control runtime give memory back. One that isn't woken again does it
+/// at its last chance but this, so it is short.
+const CONTROL_REST_AFTER: Duration = Duration::from_secs(1);
 
 /// Users whose lists of conversations are remembered.
 const USERS_CACHED_MAX: usize = 200_000;
@@ -126,6 +131,19 @@ pub fn auth_settings(config: &Config) -> anyhow::Result<AuthSettings> {
     })
 }
 
+/// [`rest`] for threads that sleep and wake all the time.
+fn rest_sometimes() {
+    thread_local!(static LAST: Cell<Option<Instant>> = const { Cell::new(None) });
+    let now = Instant::now();
+    if LAST
+        .get()
+        .is_none_or(|last| now - last >= CONTROL_REST_AFTER)
+    {
+        LAST.set(Some(now));
+        rest();
+    }
+}
+
 /// Starts everything, serves until SIGTERM or SIGINT, drains, and ends.
 ///
 /// # Errors
@@ -137,6 +155,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         .worker_threads(2)
         .max_blocking_threads(8)
         .thread_name("control")
+        .on_thread_park(rest_sometimes)
         .enable_all()
         .build()
         .context("can't start the runtime")?;

@@ -13,6 +13,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use tidings_core::ids::Micros;
+use tidings_core::in_process::rest;
 use tidings_core::ports::disk::DiskFile;
 use tidings_core::ports::log::{AppendReport, LogError};
 
@@ -73,7 +74,9 @@ impl Writer {
                     // Nothing comes at the moment: what served the last records may go.
                     self.frame = Vec::new();
                     self.published.rest(committed);
-                    self.save(committed).and_then(|_| self.trim(committed))
+                    let done = self.save(committed).and_then(|_| self.trim(committed));
+                    rest();
+                    done
                 }
                 Turn::End(committed) => match self.save(committed) {
                     Ok(_) => break None,

@@ -23,6 +23,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
 use tidings_core::ids::{ConversationId, UserId};
+use tidings_core::in_process::{REST_AFTER, rest};
 use tidings_core::ports::disk::{Disk, DiskFile};
 use tidings_core::ports::store::{StoreError, StoreResult};
 use tidings_core::rows::CursorRow;
@@ -142,10 +143,17 @@ impl Journal {
 
     /// Waits for calls and takes all that queued; `None`: the store is closing.
     pub fn wait(&self) -> Option<VecDeque<Call>> {
-        let queue = lock(&self.queue);
+        let is_waiting = |q: &mut Queue| !q.stopped && q.calls.is_empty();
+        let (queue, waited) = self
+            .filled
+            .wait_timeout_while(lock(&self.queue), REST_AFTER, is_waiting)
+            .unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            rest();
+        }
         let mut queue = self
             .filled
-            .wait_while(queue, |q| !q.stopped && q.calls.is_empty())
+            .wait_while(queue, is_waiting)
             .unwrap_or_else(PoisonError::into_inner);
         if queue.stopped {
             return None;

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use tidings_core::in_process::rest;
 use tidings_core::ports::disk::Disk;
 use tidings_core::ports::store::{StoreError, StoreResult};
 
@@ -396,6 +397,7 @@ impl Inner {
             let is_asked = std::mem::take(&mut lock(&self.bell.state).flush);
             waited += look;
             if !is_asked && !self.is_quiet(&mut puts) && waited < self.options.flush_after {
+                rest();
                 continue;
             }
             waited = Duration::ZERO;
@@ -404,6 +406,7 @@ impl Inner {
                     retry = RETRY_FIRST;
                     lock(&self.bell.state).merge = true;
                     self.bell.rung.notify_all();
+                    rest();
                 }
                 Err(trouble) => {
                     tracing::warn!(
@@ -438,7 +441,10 @@ impl Inner {
             loop {
                 match self.merge_some(&go_on) {
                     Ok(true) if go_on() => retry = RETRY_LAST,
-                    Ok(_) => break,
+                    Ok(_) => {
+                        rest();
+                        break;
+                    }
                     Err(trouble) => {
                         tracing::warn!(
                             ?trouble,

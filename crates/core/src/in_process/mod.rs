@@ -3,6 +3,8 @@
 
 pub mod peers;
 pub mod registry;
+mod rest;
 
 pub use peers::{GatewayInbox, InProcessPeers, PeerCounts, RouterInbox};
 pub use registry::InProcessRegistry;
+pub use rest::{REST_AFTER, on_rest, rest};
