@@ -113,8 +113,8 @@ pub struct GatewayCore {
     tracking: tracking::Scan,
     /// Since when the worker drains; 0: it doesn't.
     draining: Micros,
-    /// Heartbeats without heads by format, without and with a ping behind.
-    beats: [[Option<Bytes>; 2]; 2],
+    /// Heartbeats without heads, with a ping behind, by format.
+    beats: [Option<Bytes>; 2],
 }
 
 impl GatewayCore {

@@ -145,7 +145,7 @@ impl GatewayCore {
         }
     }
 
-    /// Sends the heartbeat if it is due; answers when the next one is.
+    /// Sends the heartbeat if it is due and there is a need for it; answers when the next one is.
     fn heartbeat<O: Outbound>(&mut self, out: &mut O, slot: Slot) -> Micros {
         let Some(session) = self.sessions.get(slot) else {
             return Micros::MAX;
@@ -158,7 +158,9 @@ impl GatewayCore {
             return next;
         }
         let (format, since, id) = (session.format, session.beat, session.id);
-        let with_ping = out.heard(slot) <= beat + SECOND;
+        // A client that was heard of hears of us too: what it says is answered, and it asks by itself
+        // when it is in doubt. Only a silent one needs to be told, and asked, that all is well.
+        let is_silent = out.heard(slot) <= beat + SECOND;
         let mut heads = Vec::new();
         if session.is(SYNCED) && !session.is(LAGGING) {
             for joined in &session.joined {
@@ -182,17 +184,13 @@ impl GatewayCore {
             session: id,
             gateway: self.settings.gateway,
         };
-        if !session.is(LAGGING) {
-            if heads.is_empty() {
-                let place =
-                    &mut self.beats[usize::from(format == Format::Json)][usize::from(with_ping)];
-                let frame = place
-                    .get_or_insert_with(|| beat_frame(format, Vec::new(), with_ping))
-                    .clone();
-                out.send(slot, &frame);
-            } else {
-                out.send(slot, &beat_frame(format, heads, with_ping));
-            }
+        if !session.is(LAGGING) && !heads.is_empty() {
+            out.send(slot, &beat_frame(format, heads, is_silent));
+        } else if !session.is(LAGGING) && is_silent {
+            let frame = self.beats[usize::from(format == Format::Json)]
+                .get_or_insert_with(|| beat_frame(format, Vec::new(), true))
+                .clone();
+            out.send(slot, &frame);
         }
         out.put_session(entry, false);
         if let Some(session) = self.sessions.get_mut(slot) {

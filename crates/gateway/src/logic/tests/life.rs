@@ -225,7 +225,22 @@ fn five_minutes_of_silence_are_stale_and_any_sign_of_life_counts() {
 }
 
 #[test]
-fn heartbeats_come_every_25_to_30_seconds_and_not_all_at_once() {
+fn a_client_that_is_heard_of_costs_no_heartbeat() {
+    let mut world = World::new();
+    let slot = world.login(1, 10);
+    world.take(slot);
+    for _ in 0..12 {
+        world.pass(10);
+        world.socket(slot).heard = world.out.now;
+        assert_eq!(world.take(slot), []);
+    }
+    world.pass(65);
+    assert!(!world.take(slot).is_empty(), "silent");
+    assert!(world.socket(slot).pings > 0);
+}
+
+#[test]
+fn silent_clients_get_heartbeats_every_25_to_30_seconds_and_not_all_at_once() {
     let mut world = World::new();
     let slots: Vec<_> = (0..40).map(|i| world.login(100 + i, 1000 + i)).collect();
     let mut beats = vec![Vec::new(); slots.len()];
