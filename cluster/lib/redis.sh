@@ -1,0 +1,90 @@
+# Redis: a primary and two replicas under three Sentinels, or a cluster of three primaries with a replica each.
+# shellcheck shell=bash disable=SC2034  # Variables are read by templates, see render.
+redis_install() { :; }
+# Which of the two was asked for last; `up` without --redis keeps it.
+redis_mode() { cat "$STACK/conf/redis-mode" 2>/dev/null || echo sentinel; }
+redis_processes() {
+    local N
+    if [ "$(redis_mode)" = cluster ]; then
+        for N in 1 2 3; do echo "redis-cluster$N 127.0.0.$N:$REDIS_CLUSTER_PORT"; done
+        for N in 1 2 3; do echo "redis-cluster$((N + 3)) 127.0.0.$N:$((REDIS_CLUSTER_PORT + 1))"; done
+    else
+        for N in 1 2 3; do echo "redis$N 127.0.0.$N:$REDIS_PORT"; done
+        for N in 1 2 3; do echo "sentinel$N 127.0.0.$N:$REDIS_SENTINEL_PORT"; done
+    fi
+}
+redis_at() { redis-cli -h "${1%:*}" -p "${1##*:}" "${@:2}"; }
+
+# redis_server NAME HOST PORT MODE: MODE names the second half of its configuration.
+redis_server() {
+    local NAME=$1 HOST=$2 PORT=$3 mode=$4 NODE=$STACK/data/$1 CONF=$STACK/conf/$1.conf
+    mkdir -p "$NODE"
+    if [ ! -e "$CONF" ]; then
+        render redis.conf "$CONF.new"
+        render "redis.$mode-member.conf" "$CONF.more"
+        cat "$CONF.new" "$CONF.more" >"$CONF"
+        rm "$CONF.new" "$CONF.more"
+    fi
+    spawn "$NAME" "$HOST:$PORT" redis-server "$CONF"
+}
+redis_start() {
+    local N NODE REPLICAOF
+    if [ "$(redis_mode)" = cluster ]; then
+        for N in 1 2 3; do
+            redis_server "redis-cluster$N" "127.0.0.$N" "$REDIS_CLUSTER_PORT" cluster
+            redis_server "redis-cluster$((N + 3))" "127.0.0.$N" "$((REDIS_CLUSTER_PORT + 1))" cluster
+        done
+        return
+    fi
+    for N in 1 2 3; do
+        REPLICAOF='# The first primary.'
+        [ "$N" = 1 ] || REPLICAOF="replicaof 127.0.0.1 $REDIS_PORT"
+        redis_server "redis$N" "127.0.0.$N" "$REDIS_PORT" sentinel
+    done
+}
+redis_ready() {
+    local name address nodes=() N
+    while read -r name address; do
+        case $name in
+        sentinel*) ;;
+        *) await "$name" 'answers PING' redis_answers "$address"; nodes+=("$address") ;;
+        esac
+    done < <(redis_processes)
+    if [ "$(redis_mode)" = cluster ]; then
+        if redis_at "127.0.0.1:$REDIS_CLUSTER_PORT" cluster info | grep -q 'cluster_known_nodes:1[^0-9]'; then
+            # Replicas are spread over the addresses by the tool. It waits without end for nodes that don't see each other.
+            timeout "$START_DEADLINE" redis-cli --cluster create "${nodes[@]}" --cluster-replicas 1 --cluster-yes \
+                >"$STACK/log/redis-cluster-create.log" || { log_tail redis-cluster-create; die 'redis: the cluster was not made'; }
+        fi
+        for N in 1 2 3; do await "redis-cluster$N" 'cluster_state:ok' redis_cluster_ok "$N"; done
+        return
+    fi
+    # Sentinels start when the replicas follow: each then finds both at its first look.
+    await redis1 'two replicas follow' redis_followed
+    for N in 1 2 3; do
+        NODE=$STACK/data/sentinel$N
+        mkdir -p "$NODE"
+        [ -e "$STACK/conf/sentinel$N.conf" ] || render sentinel.conf "$STACK/conf/sentinel$N.conf"
+        spawn "sentinel$N" "127.0.0.$N:$REDIS_SENTINEL_PORT" redis-sentinel "$STACK/conf/sentinel$N.conf"
+    done
+    for N in 1 2 3; do await "sentinel$N" 'three Sentinels, two replicas' sentinel_sees_all "$N"; done
+}
+redis_answers() { [ "$(redis_at "$1" ping)" = PONG ]; }
+redis_cluster_ok() { redis_at "127.0.0.$1:$REDIS_CLUSTER_PORT" cluster info | grep -q cluster_state:ok; }
+# After a failover the primary may be any of the three.
+redis_followed() {
+    local N
+    for N in 1 2 3; do redis_at "127.0.0.$N:$REDIS_PORT" info replication | grep -q 'connected_slaves:2' && return; done
+    return 1
+}
+sentinel_sees_all() {
+    local at=127.0.0.$1:$REDIS_SENTINEL_PORT
+    redis_at "$at" sentinel ckquorum "$REDIS_SERVICE" | grep -q 'OK 3 usable' && redis_at "$at" info sentinel | grep -q slaves=2
+}
+# The primary's address, as Sentinel says it.
+redis_primary() { redis_at "127.0.0.${1:-1}:$REDIS_SENTINEL_PORT" sentinel get-master-addr-by-name "$REDIS_SERVICE" | paste -sd:; }
+redis_stop() {
+    # Sentinels first: they would take the stop for a failure.
+    halt TERM sentinel1 sentinel2 sentinel3
+    halt TERM redis1 redis2 redis3 redis-cluster1 redis-cluster2 redis-cluster3 redis-cluster4 redis-cluster5 redis-cluster6
+}
