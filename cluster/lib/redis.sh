@@ -51,7 +51,7 @@ redis_ready() {
         esac
     done < <(redis_processes)
     if [ "$(redis_mode)" = cluster ]; then
-        if redis_at "127.0.0.1:$REDIS_CLUSTER_PORT" cluster info | grep -q 'cluster_known_nodes:1[^0-9]'; then
+        if [ "$(redis_at "127.0.0.1:$REDIS_CLUSTER_PORT" cluster nodes | wc -l)" = 1 ]; then
             # Replicas are spread over the addresses by the tool. It waits without end for nodes that don't see each other.
             timeout "$START_DEADLINE" redis-cli --cluster create "${nodes[@]}" --cluster-replicas 1 --cluster-yes \
                 >"$STACK/log/redis-cluster-create.log" || { log_tail redis-cluster-create; die 'redis: the cluster was not made'; }
@@ -70,16 +70,16 @@ redis_ready() {
     for N in 1 2 3; do await "sentinel$N" 'three Sentinels, two replicas' sentinel_sees_all "$N"; done
 }
 redis_answers() { [ "$(redis_at "$1" ping)" = PONG ]; }
-redis_cluster_ok() { redis_at "127.0.0.$1:$REDIS_CLUSTER_PORT" cluster info | grep -q cluster_state:ok; }
+redis_cluster_ok() { [[ $(redis_at "127.0.0.$1:$REDIS_CLUSTER_PORT" cluster info) == *cluster_state:ok* ]]; }
 # After a failover the primary may be any of the three.
 redis_followed() {
     local N
-    for N in 1 2 3; do redis_at "127.0.0.$N:$REDIS_PORT" info replication | grep -q 'connected_slaves:2' && return; done
+    for N in 1 2 3; do [[ $(redis_at "127.0.0.$N:$REDIS_PORT" info replication 2>&1) == *connected_slaves:2* ]] && return; done
     return 1
 }
 sentinel_sees_all() {
     local at=127.0.0.$1:$REDIS_SENTINEL_PORT
-    redis_at "$at" sentinel ckquorum "$REDIS_SERVICE" | grep -q 'OK 3 usable' && redis_at "$at" info sentinel | grep -q slaves=2
+    [[ $(redis_at "$at" sentinel ckquorum "$REDIS_SERVICE") == *'OK 3 usable'* && $(redis_at "$at" info sentinel) == *slaves=2* ]]
 }
 # The primary's address, as Sentinel says it.
 redis_primary() { redis_at "127.0.0.${1:-1}:$REDIS_SENTINEL_PORT" sentinel get-master-addr-by-name "$REDIS_SERVICE" | paste -sd:; }
