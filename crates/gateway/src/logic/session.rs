@@ -189,7 +189,8 @@ impl Session {
             self.rare = None;
         }
         if self.joined.capacity() > self.joined.len() + self.joined.len() / 4 {
-            self.joined.shrink_to_fit();
+            // Not `shrink_to_fit`: an allocator leaves what became less by a half where it is.
+            self.joined = self.joined.as_slice().to_vec();
         }
     }
 }
