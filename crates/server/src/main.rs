@@ -172,6 +172,7 @@ fn use_small_pages() {
 /// Freed memory of a thread that sleeps stays with it otherwise, as does what is free in all threads
 /// until somebody allocates much: a good half of what 15,000 idle sessions cost.
 fn give_memory_back() {
+    tidings_backends::lsm::forget_context();
     // SAFETY: frees only what nobody uses, of the calling thread.
     unsafe { libmimalloc_sys::mi_collect(true) };
 }

@@ -35,6 +35,11 @@ thread_local! {
     static INFLATE: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
+/// Frees the calling thread's context, until it reads the next block.
+pub fn forget_context() {
+    INFLATE.take();
+}
+
 /// Makes stored blocks of columns; holds the compressor's memory.
 pub struct Sealer {
     compressor: zstd::bulk::Compressor<'static>,

@@ -54,6 +54,7 @@ use tidings_core::ports::disk::Disk;
 use tidings_core::ports::store::{STORE_DEADLINE, Store, StoreError, StoreResult};
 use tidings_core::rows::{CursorRow, EventRow, StateKey, StateRow};
 
+pub use columns::forget_context;
 pub use figures::Figures;
 pub use segment::Codec;
 
