@@ -6,11 +6,8 @@ cassandra_processes() { for N in 1 2 3; do echo "cassandra$N 127.0.0.$N:$CASSAND
 # One token a node, evenly spaced and written down, so that all three may start together without agreeing on anything first.
 CASSANDRA_TOKENS=(-9223372036854775708 -3074457345618258503 3074457345618258702)
 
-cassandra_start() {
+cassandra_configure() {
     local N TOKEN NODE LIB=$DIST/cassandra-$CASSANDRA_VERSION JMX_PORT CONF
-    # As root Cassandra locks its whole heap in memory, twice the space that it needs here: without that right it doesn't.
-    local unlocked=()
-    if [ "$(id -u)" = 0 ]; then unlocked=(setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock); fi
     for N in 1 2 3; do
         NODE=$STACK/data/cassandra$N CONF=$STACK/conf/cassandra$N TOKEN=${CASSANDRA_TOKENS[N - 1]} JMX_PORT=$((CASSANDRA_JMX_PORT + N - 1))
         mkdir -p "$NODE/triggers" "$NODE/tmp"
@@ -18,7 +15,16 @@ cassandra_start() {
         render cassandra.jvm "$CONF/jvm"
         render cassandra.logback.xml "$CONF/logback.xml"
         printf 'dc=dc1\nrack=r%s\n' "$N" >"$CONF/rackdc.properties"
-        spawn "cassandra$N" "127.0.0.$N:$CASSANDRA_PORT" "${unlocked[@]}" java "@$CONF/jvm" org.apache.cassandra.service.CassandraDaemon
+    done
+}
+cassandra_start() {
+    local N unlocked=()
+    # As root Cassandra locks its whole heap in memory, twice the space that it needs here: without that right it doesn't.
+    if [ "$(id -u)" = 0 ]; then unlocked=(setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock); fi
+    cassandra_configure
+    for N in 1 2 3; do
+        spawn "cassandra$N" "127.0.0.$N:$CASSANDRA_PORT" ${unlocked[@]+"${unlocked[@]}"} java "@$STACK/conf/cassandra$N/jvm" \
+            org.apache.cassandra.service.CassandraDaemon
     done
 }
 cassandra_ready() {

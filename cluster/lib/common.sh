@@ -76,7 +76,7 @@ jars() {
     command -v mvn >/dev/null || die "install: mvn is needed to fetch $1"
     say "install: $1 $2"
     rm -rf "$to"
-    mvn -q -B -C -f "$CLUSTER/lock/$1.pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$to"
+    mvn -q -B -C -Dstyle.color=never -f "$CLUSTER/lock/$1.pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$to"
     (cd "$to" && sha256sum --quiet -c "$CLUSTER/lock/$1.sha256") || die "install: $1's files differ from lock/$1.sha256"
     [ "$(find "$to" -name '*.jar' | wc -l)" = "$(wc -l <"$CLUSTER/lock/$1.sha256")" ] || die "install: $1 has files that lock/$1.sha256 doesn't name"
     touch "$to/.complete"

@@ -2,10 +2,13 @@
 # shellcheck shell=bash
 haproxy_install() { :; }
 haproxy_processes() { echo "haproxy 127.0.0.1:$HAPROXY_PORT"; }
-haproxy_start() {
+haproxy_configure() {
     local NODE=$STACK/data/haproxy
     mkdir -p "$NODE"
     render haproxy.cfg "$STACK/conf/haproxy.cfg"
+}
+haproxy_start() {
+    haproxy_configure
     haproxy -c -f "$STACK/conf/haproxy.cfg" >"$STACK/log/haproxy-check.log" 2>&1 || { log_tail haproxy-check; die 'haproxy: its configuration is wrong'; }
     spawn haproxy "127.0.0.1:$HAPROXY_PORT" haproxy -db -f "$STACK/conf/haproxy.cfg"
 }

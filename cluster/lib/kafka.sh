@@ -4,18 +4,25 @@ kafka_install() { jars kafka "$KAFKA_VERSION"; }
 kafka_processes() { for N in 1 2 3; do echo "kafka$N 127.0.0.$N:$KAFKA_PORT"; done; }
 KAFKA_BROKERS=127.0.0.1:$KAFKA_PORT,127.0.0.2:$KAFKA_PORT,127.0.0.3:$KAFKA_PORT
 
-kafka_start() {
-    local N NODE CONF formats=() pid
+# The same cluster id on each, and fixed. ELR is named, so that a version without it fails here and not in a failover.
+KAFKA_FORMAT=(format -t dGlkaW5ncy1jbHVzdGVyMQ --feature eligible.leader.replicas.version=1)
+
+kafka_configure() {
+    local N NODE CONF
     render kafka.log4j2.properties "$STACK/conf/kafka.log4j2.properties"
     for N in 1 2 3; do
         NODE=$STACK/data/kafka$N CONF=$STACK/conf/kafka$N
         mkdir -p "$NODE"
         render kafka.properties "$CONF/server.properties"
         render kafka.jvm "$CONF/jvm"
-        if [ ! -e "$NODE/meta.properties" ]; then
-            # The same fixed cluster id on each. ELR is named, so that a version that leaves it out fails here and not in a failover.
-            kafka_tool kafka.tools.StorageTool format -t dGlkaW5ncy1jbHVzdGVyMQ -c "$CONF/server.properties" \
-                --feature eligible.leader.replicas.version=1 >"$STACK/log/kafka$N-format.log" 2>&1 &
+    done
+}
+kafka_start() {
+    local N formats=() pid
+    kafka_configure
+    for N in 1 2 3; do
+        if [ ! -e "$STACK/data/kafka$N/meta.properties" ]; then
+            kafka_tool kafka.tools.StorageTool "${KAFKA_FORMAT[@]}" -c "$STACK/conf/kafka$N/server.properties" >"$STACK/log/kafka$N-format.log" 2>&1 &
             formats+=($!)
         fi
     done

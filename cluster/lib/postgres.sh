@@ -11,9 +11,8 @@ POSTGRES_AS=()
 if [ "$(id -u)" = 0 ]; then
     POSTGRES_AS=(setpriv --reuid postgres --regid postgres --clear-groups --inh-caps +dac_read_search --ambient-caps +dac_read_search)
 fi
-postgres_start() {
-    local NODE=$STACK/data/postgres CONF=$STACK/conf/postgres BIN
-    BIN=$(postgres_bin)
+postgres_configure() {
+    local NODE=$STACK/data/postgres CONF=$STACK/conf/postgres
     mkdir -p "$NODE" "$CONF"
     render postgresql.conf "$CONF/postgresql.conf"
     render pg_hba.conf "$CONF/pg_hba.conf"
@@ -21,6 +20,11 @@ postgres_start() {
     printf '"%s" "%s"\n' "$POSTGRES_USER" "$POSTGRES_PASSWORD" >"$CONF/users.txt"
     printf '%s' "$POSTGRES_PASSWORD" >"$CONF/password"
     chmod 600 "$CONF/users.txt" "$CONF/password"
+}
+postgres_start() {
+    local NODE=$STACK/data/postgres CONF=$STACK/conf/postgres BIN
+    BIN=$(postgres_bin)
+    postgres_configure
     if [ "$(id -u)" = 0 ]; then chown -R postgres: "$NODE" "$CONF"; fi
     if [ ! -e "$NODE/PG_VERSION" ]; then
         "${POSTGRES_AS[@]}" "$BIN/initdb" -D "$NODE" -U "$POSTGRES_USER" -E UTF8 --locale=C.UTF-8 --auth=scram-sha-256 \

@@ -15,32 +15,35 @@ redis_processes() {
 }
 redis_at() { redis-cli -h "${1%:*}" -p "${1##*:}" "${@:2}"; }
 
-# redis_server NAME HOST PORT MODE: MODE names the second half of its configuration.
-redis_server() {
-    local NAME=$1 HOST=$2 PORT=$3 mode=$4 NODE=$STACK/data/$1 CONF=$STACK/conf/$1.conf
+# redis_config NAME HOST PORT MODE: MODE names the second half.
+redis_config() {
+    local NAME=$1 HOST=$2 PORT=$3 NODE=$STACK/data/$1 CONF=$STACK/conf/$1.conf
     mkdir -p "$NODE"
-    if [ ! -e "$CONF" ]; then
-        render redis.conf "$CONF.new"
-        render "redis.$mode-member.conf" "$CONF.more"
-        cat "$CONF.new" "$CONF.more" >"$CONF"
-        rm "$CONF.new" "$CONF.more"
-    fi
-    spawn "$NAME" "$HOST:$PORT" redis-server "$CONF"
+    [ ! -e "$CONF" ] || return 0
+    render redis.conf "$CONF.new"
+    render "redis.$4-member.conf" "$CONF.more"
+    cat "$CONF.new" "$CONF.more" >"$CONF"
+    rm "$CONF.new" "$CONF.more"
+}
+redis_configure() {
+    local N NODE REPLICAOF='# The first primary.'
+    for N in 1 2 3; do
+        redis_config "redis$N" "127.0.0.$N" "$REDIS_PORT" sentinel
+        REPLICAOF="replicaof 127.0.0.1 $REDIS_PORT"
+        redis_config "redis-cluster$N" "127.0.0.$N" "$REDIS_CLUSTER_PORT" cluster
+        redis_config "redis-cluster$((N + 3))" "127.0.0.$N" "$((REDIS_CLUSTER_PORT + 1))" cluster
+        NODE=$STACK/data/sentinel$N
+        mkdir -p "$NODE"
+        [ -e "$STACK/conf/sentinel$N.conf" ] || render sentinel.conf "$STACK/conf/sentinel$N.conf"
+    done
 }
 redis_start() {
-    local N NODE REPLICAOF
-    if [ "$(redis_mode)" = cluster ]; then
-        for N in 1 2 3; do
-            redis_server "redis-cluster$N" "127.0.0.$N" "$REDIS_CLUSTER_PORT" cluster
-            redis_server "redis-cluster$((N + 3))" "127.0.0.$N" "$((REDIS_CLUSTER_PORT + 1))" cluster
-        done
-        return
-    fi
-    for N in 1 2 3; do
-        REPLICAOF='# The first primary.'
-        [ "$N" = 1 ] || REPLICAOF="replicaof 127.0.0.1 $REDIS_PORT"
-        redis_server "redis$N" "127.0.0.$N" "$REDIS_PORT" sentinel
-    done
+    local name address
+    redis_configure
+    while read -r name address; do
+        # Sentinels start when the replicas follow: each then finds both at its first look.
+        case $name in sentinel*) ;; *) spawn "$name" "$address" redis-server "$STACK/conf/$name.conf" ;; esac
+    done < <(redis_processes)
 }
 redis_ready() {
     local name address nodes=() N
@@ -59,14 +62,8 @@ redis_ready() {
         for N in 1 2 3; do await "redis-cluster$N" 'cluster_state:ok' redis_cluster_ok "$N"; done
         return
     fi
-    # Sentinels start when the replicas follow: each then finds both at its first look.
     await redis1 'two replicas follow' redis_followed
-    for N in 1 2 3; do
-        NODE=$STACK/data/sentinel$N
-        mkdir -p "$NODE"
-        [ -e "$STACK/conf/sentinel$N.conf" ] || render sentinel.conf "$STACK/conf/sentinel$N.conf"
-        spawn "sentinel$N" "127.0.0.$N:$REDIS_SENTINEL_PORT" redis-sentinel "$STACK/conf/sentinel$N.conf"
-    done
+    for N in 1 2 3; do spawn "sentinel$N" "127.0.0.$N:$REDIS_SENTINEL_PORT" redis-sentinel "$STACK/conf/sentinel$N.conf"; done
     for N in 1 2 3; do await "sentinel$N" 'three Sentinels, two replicas' sentinel_sees_all "$N"; done
 }
 redis_answers() { [ "$(redis_at "$1" ping)" = PONG ]; }

@@ -11,14 +11,17 @@ s3_install() {
     mv "$DIST/go/versitygw" "$DIST/versitygw-$S3_VERSION"
 }
 s3_processes() { echo "s3 127.0.0.1:$S3_PORT"; }
-s3_start() {
+s3_configure() {
     local NODE=$STACK/data/s3
     mkdir -p "$NODE"/{objects,iam}
     render s3.env "$STACK/conf/s3.env"
+}
+s3_start() {
+    s3_configure
     # shellcheck disable=SC2016  # Expanded by the shell that is started.
     # By file and environment: a key in the arguments would show in every list of processes.
     spawn s3 "127.0.0.1:$S3_PORT" bash -c 'set -a; . "$1"; exec "$2" --quiet posix "$3"' s3 "$STACK/conf/s3.env" \
-        "$DIST/versitygw-$S3_VERSION" "$NODE/objects"
+        "$DIST/versitygw-$S3_VERSION" "$STACK/data/s3/objects"
 }
 s3_ready() { await s3 'port open' port_open "127.0.0.1:$S3_PORT"; }
 s3_stop() { halt TERM s3; }
