@@ -3,9 +3,9 @@
 use rusqlite::{Row, params};
 use tidings_core::ids::{DeviceId, Micros, UserId};
 use tidings_core::ports::directory::{
-    Accounts, Answer, BULK_USERS_MAX, DEVICES_PER_USER_MAX, Device, DirectoryError,
-    ExternalSubject, NewUser, PAGE_MAX, PasswordHash, Refusal, Revocation, RevocationSubject,
-    StoredPassword, User, What,
+    Accounts, Answer, BLOCKS_PER_USER_MAX, BULK_USERS_MAX, DEVICES_PER_USER_MAX, Device,
+    DirectoryError, ExternalSubject, NewUser, PAGE_MAX, PasswordHash, Refusal, Revocation,
+    RevocationSubject, StoredPassword, User, What,
 };
 
 use super::SqliteDirectory;
@@ -202,10 +202,20 @@ impl Accounts for SqliteDirectory {
                     return Err(DirectoryError::NotFound(What::User));
                 }
             }
-            tx.execute(
+            let rows = tx.execute(
                 "insert into blocks (user_id, blocked) values ($1, $2) on conflict do nothing",
                 pair,
             )?;
+            // One more than there may be is undone by the error.
+            let is_over = tx.exists(
+                "select 1 from blocks where user_id = $1 order by blocked limit 1 offset $2",
+                params![sql(user.0), BLOCKS_PER_USER_MAX as i64],
+            )?;
+            if rows > 0 && is_over {
+                return Err(DirectoryError::Refused(Refusal::TooMany(
+                    BLOCKS_PER_USER_MAX,
+                )));
+            }
             Ok(())
         })
     }
@@ -226,6 +236,23 @@ impl Accounts for SqliteDirectory {
                 "select 1 from blocks where user_id = $1 and blocked = $2",
                 params![sql(user.0), sql(other.0)],
             )
+        })
+    }
+
+    fn blockers_among(&self, user: UserId, mut among: Vec<UserId>) -> Answer<'_, Vec<UserId>> {
+        among.truncate(PAGE_MAX);
+        self.threads.read(move |tx| {
+            let mut blockers = Vec::new();
+            for other in among {
+                let has_blocked = tx.exists(
+                    "select 1 from blocks where user_id = $1 and blocked = $2",
+                    params![sql(other.0), sql(user.0)],
+                )?;
+                if has_blocked {
+                    blockers.push(other);
+                }
+            }
+            Ok(blockers)
         })
     }
 }

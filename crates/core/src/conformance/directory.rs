@@ -18,6 +18,7 @@ pub async fn all(directory: &dyn Directory) {
     accounts::a_new_password_ends_what_the_old_one_signed_in(directory).await;
     accounts::devices_come_and_go(directory).await;
     accounts::a_block_is_one_way(directory).await;
+    accounts::blocks_of_a_user_are_bounded(directory).await;
     credentials::a_refresh_token_is_used_once(directory).await;
     credentials::expired_and_unknown_tokens_are_refused(directory).await;
     credentials::revocations_are_read_in_order(directory).await;

@@ -31,8 +31,8 @@ mod conversations;
 mod credentials;
 
 pub use accounts::{
-    Accounts, BULK_USERS_MAX, DEVICES_PER_USER_MAX, Device, ExternalSubject, LoginName, NewUser,
-    PasswordHash, StoredPassword, User,
+    Accounts, BLOCKS_PER_USER_MAX, BULK_USERS_MAX, DEVICES_PER_USER_MAX, Device, ExternalSubject,
+    LoginName, NewUser, PasswordHash, StoredPassword, User,
 };
 pub use conversations::{
     Change, ConversationRecord, Conversations, DirectId, Member, Membership, NewConversation,

@@ -1,10 +1,13 @@
 //! Promises of [`Accounts`](crate::ports::directory::Accounts).
 
+use std::task::Poll;
+
 use super::{refused, user};
 use crate::ids::UserId;
 use crate::ports::directory::{
-    DEVICES_PER_USER_MAX, Directory, DirectoryError, ExternalSubject, LoginName, NewSignIn,
-    NewUser, PasswordHash, Refusal, RevocationSubject, Rotation, SecretHash, What,
+    BLOCKS_PER_USER_MAX, DEVICES_PER_USER_MAX, Directory, DirectoryError, ExternalSubject,
+    LoginName, NewSignIn, NewUser, PasswordHash, Refusal, RevocationSubject, Rotation, SecretHash,
+    What,
 };
 
 fn named(name: &str, key: &str) -> NewUser {
@@ -190,6 +193,59 @@ pub(super) async fn devices_come_and_go(directory: &dyn Directory) {
     );
 }
 
+pub(super) async fn blocks_of_a_user_are_bounded(directory: &dyn Directory) {
+    let ann = user(directory, "blk-max-ann").await;
+    let nobody = |_| NewUser {
+        login: None,
+        display_name: String::new(),
+        password: None,
+    };
+    let others: Vec<NewUser> = (0..BLOCKS_PER_USER_MAX).map(nobody).collect();
+    let others = directory.create_users(others).await.expect("made");
+    // Some at a time, which may share a commit.
+    for some in others.chunks(100) {
+        let mut calls: Vec<_> = some
+            .iter()
+            .map(|other| {
+                let other = *other.as_ref().expect("nothing to collide");
+                directory.set_block(ann, other, true)
+            })
+            .collect();
+        std::future::poll_fn(|context| {
+            calls.retain_mut(|call| match call.as_mut().poll(context) {
+                Poll::Ready(done) => {
+                    done.expect("room");
+                    false
+                }
+                Poll::Pending => true,
+            });
+            if calls.is_empty() {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+    let one_more = user(directory, "blk-max-bob").await;
+    assert_eq!(
+        refused(directory.set_block(ann, one_more, true).await),
+        DirectoryError::Refused(Refusal::TooMany(BLOCKS_PER_USER_MAX))
+    );
+    assert_eq!(directory.has_blocked(ann, one_more).await, Ok(false));
+    let all = directory.blocks_of(ann, UserId(0), BLOCKS_PER_USER_MAX);
+    let all = all.await.expect("reads work");
+    assert_eq!(all.len(), BLOCKS_PER_USER_MAX);
+    let repeat = directory.set_block(ann, all[0], true).await;
+    repeat.expect("a repeat is harmless at the limit too");
+    directory
+        .set_block(ann, all[0], false)
+        .await
+        .expect("lifted");
+    let room = directory.set_block(ann, one_more, true).await;
+    room.expect("there is room again");
+}
+
 pub(super) async fn a_block_is_one_way(directory: &dyn Directory) {
     let (ann, bob) = (
         user(directory, "blk-ann").await,
@@ -205,7 +261,13 @@ pub(super) async fn a_block_is_one_way(directory: &dyn Directory) {
     assert_eq!(directory.has_blocked(bob, ann).await, Ok(false));
     assert_eq!(directory.blocks_of(ann, UserId(0), 10).await, Ok(vec![bob]));
     assert_eq!(directory.blocks_of(ann, bob, 10).await, Ok(vec![]));
+    let eve = user(directory, "blk-eve").await;
+    directory.set_block(eve, bob, true).await.expect("set");
+    let among = directory.blockers_among(bob, vec![eve, bob, ann]).await;
+    assert_eq!(among, Ok(vec![eve, ann]));
+    assert_eq!(directory.blockers_among(ann, vec![bob]).await, Ok(vec![]));
     directory.set_block(ann, bob, false).await.expect("lifted");
+    assert_eq!(directory.blockers_among(bob, vec![ann]).await, Ok(vec![]));
     assert_eq!(directory.has_blocked(ann, bob).await, Ok(false));
     assert_eq!(
         refused(directory.set_block(ann, ann, true).await),

@@ -11,6 +11,9 @@ pub const BULK_USERS_MAX: usize = 1_000;
 /// How many devices one user has at most; beyond it the one seen longest ago goes.
 pub const DEVICES_PER_USER_MAX: usize = 256;
 
+/// The most users one may block. Gateways hold the list of whoever is connected: 8 KB at most.
+pub const BLOCKS_PER_USER_MAX: usize = 1_000;
+
 /// A login name with the key it is unique under.
 ///
 /// The caller makes the key (NFC, lower case, confusable folding), so that two
@@ -153,7 +156,8 @@ pub trait Accounts: Send + Sync {
     /// Removed twice, it is `NotFound(Device)`.
     fn remove_device(&self, user: UserId, device: DeviceId) -> Answer<'_, Revocation>;
 
-    /// Blocks (`true`) or unblocks another user. A repeat is harmless.
+    /// Blocks (`true`) or unblocks another user. A repeat is harmless. More than
+    /// [`BLOCKS_PER_USER_MAX`] are refused.
     fn set_block(&self, user: UserId, other: UserId, blocked: bool) -> Answer<'_, ()>;
 
     /// Whom a user has blocked, by id from behind `after` (0: the first), at most `limit`.
@@ -161,4 +165,7 @@ pub trait Accounts: Send + Sync {
 
     /// Whether `user` has blocked `other`.
     fn has_blocked(&self, user: UserId, other: UserId) -> Answer<'_, bool>;
+
+    /// Which of these users, at most [`super::PAGE_MAX`], have blocked `user`; in the order asked.
+    fn blockers_among(&self, user: UserId, among: Vec<UserId>) -> Answer<'_, Vec<UserId>>;
 }
