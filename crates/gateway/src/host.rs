@@ -161,9 +161,16 @@ impl Host {
         match input {
             Input::Appended(batch, result) => self.core.appended(out, batch, result),
             Input::Authenticated(session, result) => self.core.authenticated(out, session, result),
-            Input::UserLoaded(user, list) => self.core.user_loaded(out, user, list),
+            Input::UserLoaded(user, listed) => self.core.user_loaded(out, user, listed),
             Input::EventsRead(request, result) => self.core.events_read(out, request, result),
-            Input::Presence(request, users) => self.core.presence_changed(out, request, &users),
+            Input::PresenceAnswered(request, users, blockers) => {
+                let blockers = blockers.as_deref();
+                self.core.presence_answered(out, request, &users, blockers);
+            }
+            Input::PresenceChanged(users) => self.core.presence_changed(out, &users),
+            Input::BlockChanged(user, other, is_blocked) => {
+                self.core.block_changed(out, user, other, is_blocked);
+            }
             Input::Revoked(revocation) => self.core.revoked(out, &revocation),
             Input::End(session, code) => self.core.end_session(out, session, code),
             Input::Delayed(user, conversation, seq) => {

@@ -91,7 +91,7 @@ impl Outbound for Sink {
     fn put_session(&mut self, _: SessionEntry, _: bool) {}
     fn remove_session(&mut self, _: UserId, _: SessionId, _: Micros) {}
     fn set_presence(&mut self, _: UserId, _: SessionId, _: Presence) {}
-    fn presence(&mut self, _: u64, _: Vec<UserId>) {}
+    fn presence(&mut self, _: u64, _: UserId, _: Vec<UserId>) {}
     fn watch(&mut self, _: Vec<UserId>) {}
     fn put_marks(&mut self, _: Vec<Mark>) {}
 }
@@ -129,7 +129,7 @@ fn everybody(out: &mut Sink) -> GatewayCore {
         let session = out.authenticate.pop().expect("asked");
         core.authenticated(out, session, Ok(principal));
         command(&mut core, out, slot, Command::Sync(wire::Sync::default()));
-        core.user_loaded(out, out.load[0], Some(vec![ROOM]));
+        core.user_loaded(out, out.load[0], Some(vec![ROOM].into()));
         out.load.clear();
         let (request, user) = out.open.pop().expect("asked");
         let grant = GrantState {

@@ -15,12 +15,14 @@ use tidings_core::ids::{
 };
 use tidings_core::in_process::{GatewayInbox, InProcessPeers};
 use tidings_core::path;
+use tidings_core::ports::directory::Directory;
 use tidings_core::ports::log::{Log, LogError};
 use tidings_core::ports::peers::{Handed, Opened, Peers, ToGateway, ToRouter};
 use tidings_core::ports::store::{STORE_DEADLINE, Store};
-use tidings_core::record::{Encoding, Kind, Origin, Role, Send};
+use tidings_core::record::{ConversationKind, Encoding, Kind, Origin, Role, Send};
+use tidings_core::rows::EventRow;
 use tidings_core::sequencer::{Answer, Verdict};
-use tidings_gateway::logic::history_page;
+use tidings_gateway::logic::{history_page, seen_by_blocker};
 use tidings_protocol::{Format, wire};
 use tokio::sync::{Notify, oneshot};
 
@@ -67,7 +69,7 @@ pub struct Message {
 struct Waiting {
     answers: HashMap<SessionId, oneshot::Sender<Answer>>,
     opened: HashMap<u64, oneshot::Sender<Option<Opened>>>,
-    tails: HashMap<u64, oneshot::Sender<Vec<Arc<tidings_core::rows::EventRow>>>>,
+    tails: HashMap<u64, oneshot::Sender<Vec<Arc<EventRow>>>>,
     last: u64,
 }
 
@@ -76,6 +78,7 @@ pub struct Routed {
     id: GatewayId,
     log: Arc<dyn Log>,
     store: Arc<dyn Store>,
+    directory: Arc<dyn Directory>,
     peers: Arc<InProcessPeers>,
     clock: fn() -> Micros,
     waiting: Mutex<Waiting>,
@@ -89,6 +92,7 @@ impl Routed {
         id: GatewayId,
         log: Arc<dyn Log>,
         store: Arc<dyn Store>,
+        directory: Arc<dyn Directory>,
         peers: Arc<InProcessPeers>,
         clock: fn() -> Micros,
         random: fn() -> u64,
@@ -101,6 +105,7 @@ impl Routed {
             id,
             log,
             store,
+            directory,
             peers,
             clock,
             waiting: Mutex::default(),
@@ -314,6 +319,9 @@ impl Routed {
                 }
             }
         }
+        if state.kind == ConversationKind::Direct {
+            self.hide_blocked(user, &mut rows).await?;
+        }
         let page = wire::HistoryPage {
             conversation: conversation.0,
             from,
@@ -324,12 +332,27 @@ impl Routed {
         Ok(history_page(Format::Json, page, &rows))
     }
 
+    /// Empties what the other one of a direct conversation wrote, if the user has blocked them.
+    async fn hide_blocked(&self, user: UserId, rows: &mut [EventRow]) -> Result<(), RoutedError> {
+        let is_others = |row: &&EventRow| row.members.is_none() && row.user != user;
+        let Some(other) = rows.iter().find(is_others).map(|row| row.user) else {
+            return Ok(());
+        };
+        let is_blocked = self.directory.has_blocked(user, other).await;
+        if is_blocked.map_err(|_| RoutedError::Unavailable)? {
+            for row in rows {
+                *row = seen_by_blocker(user, row);
+            }
+        }
+        Ok(())
+    }
+
     /// Committed events that the store doesn't have yet.
     async fn tail(
         &self,
         conversation: ConversationId,
         from: Seq,
-    ) -> Result<Vec<Arc<tidings_core::rows::EventRow>>, RoutedError> {
+    ) -> Result<Vec<Arc<EventRow>>, RoutedError> {
         let (tell, tail) = oneshot::channel();
         let request = {
             let mut waiting = self.waiting();

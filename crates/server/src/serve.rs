@@ -182,6 +182,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
         HTTP_GATEWAY,
         log.clone(),
         store.clone(),
+        directory.clone(),
         peers.clone(),
         system::now,
         system::random,

@@ -153,7 +153,7 @@ impl Outbound for Out<'_> {
 
     fn set_presence(&mut self, _user: UserId, _session: SessionId, _state: Presence) {}
 
-    fn presence(&mut self, request: u64, _users: Vec<UserId>) {
+    fn presence(&mut self, request: u64, _watcher: UserId, _users: Vec<UserId>) {
         self.effects
             .push(Effect::Input(GatewayInput::Presence(request)));
     }
@@ -374,9 +374,13 @@ impl World {
             GatewayInput::Authenticated(session, result) => {
                 core.authenticated(out, session, result)
             }
-            GatewayInput::UserLoaded(user, list) => core.user_loaded(out, user, list),
+            GatewayInput::UserLoaded(user, list) => {
+                core.user_loaded(out, user, list.map(Into::into));
+            }
             GatewayInput::End(session, code) => core.end_session(out, session, code),
-            GatewayInput::Presence(request) => core.presence_changed(out, Some(request), &[]),
+            GatewayInput::Presence(request) => {
+                core.presence_answered(out, request, &[], Some(&[]));
+            }
             GatewayInput::Overflow(slot) => core.overflow(out, slot),
             GatewayInput::Drained(slot) => core.drained(out, slot),
             GatewayInput::Closed(slot) => core.closed(out, slot),

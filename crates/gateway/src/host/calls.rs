@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tidings_core::ids::{ConversationId, GatewayId, Micros, Partition, Seq, SessionId, UserId};
-use tidings_core::ports::directory::{Directory, DirectoryError, PAGE_MAX};
+use tidings_core::ports::directory::{
+    BLOCKS_PER_USER_MAX, Directory, DirectoryError, PAGE_MAX, direct_conversation,
+};
 use tidings_core::ports::log::Append;
 use tidings_core::ports::peers::{Peers, ToRouter};
 use tidings_core::ports::registry::{
@@ -21,7 +23,7 @@ use tidings_protocol::CloseCode;
 
 use super::Ports;
 use super::inbox::{Inbox, Input};
-use crate::logic::{AuthFailure, Outbound, Slot};
+use crate::logic::{AuthFailure, Listed, Outbound, Slot};
 use crate::worker::{Io, Token};
 
 /// How long a token may be checked: less than a client waits for `ready`.
@@ -226,23 +228,24 @@ impl Outbound for Out<'_> {
     fn load_user(&mut self, user: UserId) {
         let users = Arc::clone(&self.link.ports.users);
         let generation = match users.get(user) {
-            Ok(list) => {
+            Ok(listed) => {
                 return self
                     .link
                     .ready
-                    .push_back(Input::UserLoaded(user, Some(list)));
+                    .push_back(Input::UserLoaded(user, Some(listed)));
             }
             Err(generation) => generation,
         };
         let directory = Arc::clone(&self.link.ports.directory);
         let call = async move {
-            let list = conversations(&*directory, user).await;
-            if let Ok(list) = &list {
-                users.put(user, list, generation);
+            let listed = listed(&*directory, user).await;
+            if let Ok(listed) = &listed {
+                users.put(user, listed, generation);
             }
             Input::UserLoaded(
                 user,
-                list.inspect_err(|error| tracing::warn!(%error, "a user's list"))
+                listed
+                    .inspect_err(|error| tracing::warn!(%error, "a user's list"))
                     .ok(),
             )
         };
@@ -317,18 +320,28 @@ impl Outbound for Out<'_> {
         });
     }
 
-    fn presence(&mut self, request: u64, users: Vec<UserId>) {
+    fn presence(&mut self, request: u64, watcher: UserId, mut users: Vec<UserId>) {
         let registry = Arc::clone(&self.link.ports.registry);
-        // Without an answer presence is not known, which is what an empty one says.
+        let directory = Arc::clone(&self.link.ports.directory);
+        let unknown = move || Input::PresenceAnswered(request, Vec::new(), None);
         let call = async move {
-            Input::Presence(
-                Some(request),
-                registry.presence(users).await.unwrap_or_default(),
-            )
+            let mut blockers = Vec::new();
+            for chunk in users.chunks(PAGE_MAX) {
+                match directory.blockers_among(watcher, chunk.to_vec()).await {
+                    Ok(more) => blockers.extend(more),
+                    Err(error) => {
+                        tracing::warn!(%error, "who has blocked a watcher");
+                        return unknown();
+                    }
+                }
+            }
+            users.retain(|user| !blockers.contains(user));
+            // Without an answer presence is not known, which is what an empty one says.
+            let known = tokio::time::timeout(REGISTRY_DEADLINE, registry.presence(users)).await;
+            let known = known.unwrap_or(Ok(Vec::new())).unwrap_or_default();
+            Input::PresenceAnswered(request, known, Some(blockers))
         };
-        self.link.ask(REGISTRY_DEADLINE, call, move || {
-            Input::Presence(Some(request), Vec::new())
-        });
+        self.link.ask(DIRECTORY_DEADLINE, call, unknown);
     }
 
     fn watch(&mut self, users: Vec<UserId>) {
@@ -359,6 +372,21 @@ impl Outbound for Out<'_> {
             .gateways
             .delayed(gateway, user, conversation, seq);
     }
+}
+
+/// What the gateway is to know of a user.
+async fn listed(directory: &dyn Directory, user: UserId) -> Result<Listed, DirectoryError> {
+    let conversations = conversations(directory, user).await?;
+    let blocks = directory
+        .blocks_of(user, UserId(0), BLOCKS_PER_USER_MAX)
+        .await?;
+    let blocked = blocks
+        .into_iter()
+        .map(|other| direct_conversation(user, other).conversation);
+    Ok(Listed {
+        conversations,
+        blocked: blocked.collect(),
+    })
 }
 
 /// All conversations of a user, page by page.

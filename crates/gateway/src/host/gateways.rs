@@ -32,6 +32,13 @@ impl Gateways {
         self.all(|inbox| inbox.push(Input::Revoked(*revocation)));
     }
 
+    /// Tells all workers that a user has blocked another or no longer does. Called behind the
+    /// directory's commit, for one pair in the order of the commits: then it holds for all that
+    /// happens after this call.
+    pub fn block_changed(&self, user: UserId, other: UserId, is_blocked: bool) {
+        self.all(|inbox| inbox.push(Input::BlockChanged(user, other, is_blocked)));
+    }
+
     /// Drains all workers: clients are told to come back, taken sends are answered, sessions close,
     /// and within 10 s each worker's `run` returns.
     pub fn drain(&self) {
@@ -45,7 +52,7 @@ impl Gateways {
 
     /// Tells a worker of changes in the presence of users it watches.
     pub fn presence_changed(&self, gateway: GatewayId, users: Vec<UserPresence>) {
-        self.one(gateway, |inbox| inbox.push(Input::Presence(None, users)));
+        self.one(gateway, |inbox| inbox.push(Input::PresenceChanged(users)));
     }
 
     /// Tells all workers but one that a message waits.

@@ -10,16 +10,20 @@ use tidings_core::ports::store::StoreError;
 use tidings_core::rows::EventRow;
 use tidings_protocol::CloseCode;
 
-use crate::logic::{AuthFailure, Principal};
+use crate::logic::{AuthFailure, Listed, Principal};
 use crate::worker::Waker;
 
 /// An answer to a call of the core, or news from the rest of the process.
 pub(super) enum Input {
     Appended(u64, Result<(), LogError>),
     Authenticated(SessionId, Result<Principal, AuthFailure>),
-    UserLoaded(UserId, Option<Vec<ConversationId>>),
+    UserLoaded(UserId, Option<Listed>),
     EventsRead(u64, Result<Vec<EventRow>, StoreError>),
-    Presence(Option<u64>, Vec<UserPresence>),
+    /// The answer to a request, and who of those asked for has blocked the asker, if it is known.
+    PresenceAnswered(u64, Vec<UserPresence>, Option<Vec<UserId>>),
+    PresenceChanged(Vec<UserPresence>),
+    /// The first user has blocked the second, or no longer does.
+    BlockChanged(UserId, UserId, bool),
     Revoked(Revocation),
     End(SessionId, CloseCode),
     /// A message of this user waits.

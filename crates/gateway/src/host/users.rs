@@ -1,4 +1,5 @@
-//! Which conversations users have, remembered so that a reconnect doesn't ask the directory.
+//! Which conversations users have and whom they block, remembered so that a reconnect doesn't ask
+//! the directory.
 //!
 //! A list is as good as the directory's as long as every change of members is heard of: each is an
 //! event that comes to every gateway, later than the directory's own commit. A list read before
@@ -10,13 +11,24 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tidings_core::ids::{ConversationId, UserId};
 
+use crate::logic::Listed;
+
 const PARTS: usize = 32;
 
 #[derive(Default)]
 struct Part {
     lists: HashMap<UserId, Box<[ConversationId]>>,
+    /// The direct conversations with those they have blocked, of users in `lists` who have.
+    blocked: HashMap<UserId, Box<[ConversationId]>>,
     /// Counts what was forgotten.
     generation: u64,
+}
+
+impl Part {
+    fn remove(&mut self, user: UserId) {
+        self.lists.remove(&user);
+        self.blocked.remove(&user);
+    }
 }
 
 /// Lists of users' conversations, shared by the workers of a process.
@@ -35,26 +47,31 @@ impl UserCache {
     }
 
     /// What is remembered of a user; else the generation to give back to [`UserCache::put`].
-    pub(super) fn get(&self, user: UserId) -> Result<Vec<ConversationId>, u64> {
+    pub(super) fn get(&self, user: UserId) -> Result<Listed, u64> {
         let part = self.part(user);
-        part.lists
-            .get(&user)
-            .map(|list| list.to_vec())
-            .ok_or(part.generation)
+        let conversations = part.lists.get(&user).ok_or(part.generation)?;
+        Ok(Listed {
+            conversations: conversations.to_vec(),
+            blocked: part.blocked.get(&user).map_or(Vec::new(), |b| b.to_vec()),
+        })
     }
 
     /// Remembers a list that was read after the generation was had.
-    pub(super) fn put(&self, user: UserId, list: &[ConversationId], generation: u64) {
+    pub(super) fn put(&self, user: UserId, listed: &Listed, generation: u64) {
         let mut part = self.part(user);
         if part.generation != generation {
             return;
         }
         if part.lists.len() >= self.users_max.div_ceil(PARTS) {
             // Full: as good a victim as any.
-            let victim = part.lists.keys().next().copied();
-            victim.map(|victim| part.lists.remove(&victim));
+            if let Some(victim) = part.lists.keys().next().copied() {
+                part.remove(victim);
+            }
         }
-        part.lists.insert(user, list.into());
+        part.lists.insert(user, listed.conversations[..].into());
+        if !listed.blocked.is_empty() {
+            part.blocked.insert(user, listed.blocked[..].into());
+        }
     }
 
     /// The users' conversations have changed.
@@ -62,7 +79,7 @@ impl UserCache {
         for user in users {
             let mut part = self.part(user);
             part.generation += 1;
-            part.lists.remove(&user);
+            part.remove(user);
         }
     }
 
@@ -72,6 +89,7 @@ impl UserCache {
             let mut part = lock(part);
             part.generation += 1;
             part.lists = HashMap::new();
+            part.blocked = HashMap::new();
         }
     }
 
@@ -91,10 +109,10 @@ mod tests {
     #[test]
     fn a_list_read_before_a_change_is_never_remembered_after_it() {
         let cache = UserCache::new(64);
-        let (user, list) = (UserId(1), [ConversationId(5)]);
+        let (user, list) = (UserId(1), Listed::from(vec![ConversationId(5)]));
         let generation = cache.get(user).expect_err("nothing yet");
         cache.put(user, &list, generation);
-        assert_eq!(cache.get(user), Ok(list.to_vec()));
+        assert_eq!(cache.get(user), Ok(list.clone()));
         cache.forget([user].into_iter());
         let read = cache.get(user).expect_err("forgotten");
         cache.forget([user].into_iter());
@@ -110,7 +128,7 @@ mod tests {
         let cache = UserCache::new(64);
         for user in 0..1000 {
             let generation = cache.get(UserId(user)).expect_err("new");
-            cache.put(UserId(user), &[], generation);
+            cache.put(UserId(user), &Listed::default(), generation);
         }
         let kept = (0..1000)
             .filter(|&user| cache.get(UserId(user)).is_ok())

@@ -170,6 +170,7 @@ impl GatewayCore {
         for old in replaced {
             self.close(out, old, CloseCode::Replaced);
         }
+        self.share_blocks(slot, principal.user);
         self.sessions.link(slot);
         shift(&self.metrics.sessions, 1);
         out.admitted(slot);

@@ -75,8 +75,8 @@ impl GatewayCore {
         }
     }
 
-    /// A command other than `send`. Those that need to know the user's conversations wait until
-    /// these are opened.
+    /// A command other than `send`. Those that need to know the user's conversations, or whom the
+    /// user blocks, wait until these are opened.
     pub(super) fn command<O: Outbound>(
         &mut self,
         out: &mut O,
@@ -89,7 +89,7 @@ impl GatewayCore {
         };
         let must_wait = matches!(
             command,
-            Command::Delivered(_) | Command::Read(_) | Command::Typing(_)
+            Command::Delivered(_) | Command::Read(_) | Command::Typing(_) | Command::History(_)
         );
         if must_wait && !session.is(OPENED) {
             let waiting = &mut session.rare().waiting;

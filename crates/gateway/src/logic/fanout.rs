@@ -10,7 +10,8 @@ use tidings_core::record::Role;
 use tidings_core::rows::EventRow;
 use tidings_protocol::Format;
 
-use super::index::{GATED, Gap, HELD_MAX, HOLE, Held, JSON, stamp};
+use super::blocks::{is_hidden, seen_by_blocker};
+use super::index::{BLOCKING, GATED, Gap, HELD_MAX, HOLE, Held, JSON, stamp};
 use super::metrics::add;
 use super::opening::OpenFor;
 use super::outbound::{Outbound, Slot};
@@ -82,7 +83,8 @@ impl GatewayCore {
         let conversation = self.index.get_mut(at);
         conversation.head_seen = seq;
         conversation.moved = seconds(self.now);
-        let mut frames: [Option<Bytes>; 2] = [None, None];
+        // By format, and behind them as blockers see it.
+        let mut frames: [Option<Bytes>; 4] = Default::default();
         let mut sent = 0;
         for member in conversation.members.as_mut_slice() {
             if member.flags & GATED != 0 || member.slot == except || member.covered >= seq {
@@ -92,12 +94,19 @@ impl GatewayCore {
                 member.since = stamp;
             }
             let json = member.flags & JSON != 0;
-            let frame = match &mut frames[usize::from(json)] {
+            let reader = (member.flags & BLOCKING != 0)
+                .then(|| self.sessions.get(member.slot).map(|s| s.user))
+                .flatten()
+                .filter(|reader| is_hidden(*reader, row));
+            let frame = match &mut frames[usize::from(json) + 2 * usize::from(reader.is_some())] {
                 Some(frame) => frame,
-                empty => empty.insert(frames::event_frame(
-                    if json { Format::Json } else { Format::Proto },
-                    row,
-                )),
+                empty => {
+                    let format = if json { Format::Json } else { Format::Proto };
+                    empty.insert(match reader {
+                        None => frames::event_frame(format, row),
+                        Some(reader) => frames::event_frame(format, &seen_by_blocker(reader, row)),
+                    })
+                }
             };
             out.send(member.slot, frame);
             sent += 1;
@@ -300,7 +309,13 @@ impl GatewayCore {
     ) {
         let (now_s, stamp) = (seconds(self.now), stamp(self.now));
         let mut is_news = false;
+        let kind = row.members.as_ref().map(|members| members.kind);
         for &slot in slots {
+            if kind.is_some_and(|kind| self.is_withheld(slot, kind)) {
+                // Opened again until the directory has said whom the user blocks.
+                self.refresh(out, slot);
+                continue;
+            }
             let Some(session) = self.sessions.get(slot).filter(|s| s.is(READY)) else {
                 continue;
             };

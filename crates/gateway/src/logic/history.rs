@@ -194,11 +194,14 @@ impl GatewayCore {
         out: &mut O,
         slot: Slot,
         ask: &HistoryAsk,
-        mut rows: &[&EventRow],
+        rows: &[&EventRow],
     ) {
         let Some(format) = self.sessions.get(slot).map(|s| s.format) else {
             return;
         };
+        let seen = self.rows_for(slot, rows);
+        let shown = seen.as_ref().map(|seen| seen.iter().collect::<Vec<_>>());
+        let mut rows = shown.as_deref().unwrap_or(rows);
         let Covered {
             mut from,
             mut to,

@@ -23,6 +23,8 @@ pub(super) const GATED: u8 = 1;
 pub(super) const JSON: u8 = 1 << 1;
 /// The client said it lacks older events, so what it confirms says nothing yet.
 pub(super) const HOLE: u8 = 1 << 2;
+/// The session's user has blocked the other one of this direct conversation.
+pub(super) const BLOCKING: u8 = 1 << 3;
 
 /// One session in a conversation.
 #[derive(Clone, Copy, Debug)]

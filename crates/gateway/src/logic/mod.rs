@@ -28,6 +28,7 @@ use tidings_protocol::wire::{self, update};
 use tidings_protocol::{CloseCode, ErrorCode, Format};
 
 mod auth;
+mod blocks;
 mod commands;
 mod fanout;
 mod frames;
@@ -50,6 +51,7 @@ mod tracking;
 #[cfg(test)]
 mod tests;
 
+pub use blocks::{Listed, seen_by_blocker};
 pub use frames::history_page;
 pub use metrics::{GatewayMetrics, LATENCY_BOUNDS, Latency};
 pub use outbound::{AuthFailure, Outbound, Principal, Slot};
@@ -78,6 +80,9 @@ pub struct GatewayCore {
     /// Reads under way by range, so that equal ones share.
     reading: HashMap<reads::Range, u64>,
     loads: HashMap<UserId, Load>,
+    /// The direct conversations with those whom users with sessions here have blocked, sorted;
+    /// whoever blocks nobody isn't in it.
+    blocks: HashMap<UserId, Box<[ConversationId]>>,
     /// Cursors that wait for the next flush.
     cursors: HashMap<(ConversationId, UserId), CursorRow>,
     cursors_flushed: Micros,
@@ -104,6 +109,8 @@ pub struct GatewayCore {
     digest_at: Micros,
     watchers: HashMap<UserId, Vec<Slot>>,
     watch_changed: bool,
+    /// What sessions that watch don't get to see; those not in it see all they watch.
+    unseen: HashMap<Slot, presence::Unseen>,
     /// Sessions whose `watch` isn't registered before the next tick.
     watched_lately: Vec<SessionId>,
     /// Syncs that stopped because enough was queued, to go on in another turn.
@@ -134,6 +141,7 @@ impl GatewayCore {
             requests: HashMap::new(),
             reading: HashMap::new(),
             loads: HashMap::new(),
+            blocks: HashMap::new(),
             cursors: HashMap::new(),
             cursors_flushed: 0,
             handed: Vec::new(),
@@ -148,6 +156,7 @@ impl GatewayCore {
             digest_at: 0,
             watchers: HashMap::new(),
             watch_changed: false,
+            unseen: HashMap::new(),
             watched_lately: Vec::new(),
             resumes: Vec::new(),
             unflushed: Vec::new(),
@@ -196,6 +205,9 @@ impl GatewayCore {
             self.leave(slot, at);
         }
         self.sessions.remove(slot);
+        if ready {
+            self.forget_blocks(user);
+        }
     }
 
     /// A router says something.

@@ -11,8 +11,9 @@ use tidings_core::record::Role;
 use tidings_protocol::Format;
 
 use super::GatewayCore;
+use super::blocks::Listed;
 use super::history::HistoryAsk;
-use super::index::{GATED, Gap, JSON, Member};
+use super::index::{BLOCKING, GATED, Gap, JSON, Member};
 use super::outbound::{Outbound, Slot};
 use super::reads::Request;
 use super::session::{LAGGING, OPENED, Opening, REFRESH, SYNCED, seconds};
@@ -34,6 +35,8 @@ pub(super) enum OpenFor {
 /// A user's list being loaded, for these sessions.
 pub(super) struct Load {
     pub waiting: Vec<SessionId>,
+    /// Blocks and unblocks heard of meanwhile.
+    pub blocks_changed: Vec<(ConversationId, bool)>,
     pub until: Micros,
     pub tries: u8,
 }
@@ -67,6 +70,7 @@ impl GatewayCore {
         let until = self.now + 5 * self.settings.answer_within;
         let load = self.loads.entry(user).or_insert(Load {
             waiting: Vec::new(),
+            blocks_changed: Vec::new(),
             until,
             tries: 0,
         });
@@ -79,19 +83,15 @@ impl GatewayCore {
         }
     }
 
-    /// The directory said which conversations a user has, or nothing in time (`None`).
-    pub fn user_loaded<O: Outbound>(
-        &mut self,
-        out: &mut O,
-        user: UserId,
-        list: Option<Vec<ConversationId>>,
-    ) {
+    /// The directory said which conversations a user has and whom it blocks, or nothing in time
+    /// (`None`).
+    pub fn user_loaded<O: Outbound>(&mut self, out: &mut O, user: UserId, listed: Option<Listed>) {
         self.now = out.now();
         let now = self.now;
         let Some(load) = self.loads.get_mut(&user) else {
             return;
         };
-        if list.is_none() && load.tries < TRIES_MAX {
+        if listed.is_none() && load.tries < TRIES_MAX {
             // Asked again with a tick, a little later each time.
             load.until = now + 500_000 * Micros::from(load.tries);
             return;
@@ -99,6 +99,10 @@ impl GatewayCore {
         let Some(load) = self.loads.remove(&user) else {
             return;
         };
+        let list = listed.map(|listed| {
+            self.blocks_listed(user, listed.blocked, &load.blocks_changed);
+            listed.conversations
+        });
         for session in load.waiting {
             let Some(slot) = self.sessions.slot_of(session) else {
                 continue;
@@ -184,8 +188,8 @@ impl GatewayCore {
         &mut self,
         out: &mut O,
         request: u64,
-        states: Vec<Opened>,
-        later: Vec<ConversationId>,
+        mut states: Vec<Opened>,
+        mut later: Vec<ConversationId>,
     ) {
         let Some(Request::Open { session, why, .. }) = self.requests.remove(&request) else {
             return;
@@ -195,6 +199,7 @@ impl GatewayCore {
             self.closes.extend(states.iter().map(|s| s.conversation));
             return;
         };
+        self.withhold(slot, &mut states, &mut later);
         for state in &states {
             let is_new = self.adopt(out, slot, state);
             // A session that is live can't be given a conversation's past by pushes.
@@ -293,12 +298,17 @@ impl GatewayCore {
         } else {
             0
         };
+        let blocking = if self.is_blocking(slot, self.index.get(at).id) {
+            BLOCKING
+        } else {
+            0
+        };
         let member = Member {
             covered,
             slot,
             since: 0,
             tries: 0,
-            flags: flags | json,
+            flags: flags | json | blocking,
         };
         self.index.join(&mut self.sessions, at, member);
     }

@@ -75,11 +75,11 @@ pub trait Outbound {
     /// Checks a token; [`super::GatewayCore::authenticated`] follows.
     fn authenticate(&mut self, session: SessionId, token: String, device: String);
 
-    /// Asks for the conversations of a user; [`super::GatewayCore::user_loaded`] follows.
+    /// Asks for the conversations and blocks of a user; [`super::GatewayCore::user_loaded`] follows.
     fn load_user(&mut self, user: UserId);
 
-    /// The members named have changed somewhere: what is remembered of their conversations is
-    /// old. None named: everything remembered may be old.
+    /// The members named have changed somewhere, or their blocks: what is remembered of their
+    /// conversations is old. None named: everything remembered may be old.
     fn members_changed(&mut self, users: &mut dyn Iterator<Item = UserId>);
 
     /// Reads events `from..=to`; [`super::GatewayCore::events_read`] follows.
@@ -102,8 +102,9 @@ pub trait Outbound {
     /// Says that a session is online, away or not to be seen.
     fn set_presence(&mut self, user: UserId, session: SessionId, state: Presence);
 
-    /// Asks for users' presence; [`super::GatewayCore::presence_changed`] follows with `request`.
-    fn presence(&mut self, request: u64, users: Vec<UserId>);
+    /// Asks for users' presence, and who of them has blocked `watcher`;
+    /// [`super::GatewayCore::presence_answered`] follows.
+    fn presence(&mut self, request: u64, watcher: UserId, users: Vec<UserId>);
 
     /// All users whose changes this worker wants, replacing those before.
     fn watch(&mut self, users: Vec<UserId>);

@@ -10,6 +10,17 @@ use super::reads::Request;
 use super::session::{CLOSING, LAGGING};
 use super::{GatewayCore, Refusal};
 
+/// Requests for watched users that are repeated in one tick.
+const REPEATS_PER_TICK: usize = 1_000;
+
+/// Watched users whom a session doesn't get to see, as they have blocked its user.
+#[derive(Default)]
+pub(super) struct Unseen {
+    /// The request whose answer says who they are: until it comes, nobody is seen; 0: it has come.
+    asked: u64,
+    users: Vec<UserId>,
+}
+
 impl GatewayCore {
     /// `presence`: what others see of this session.
     pub(super) fn set_presence<O: Outbound>(
@@ -75,10 +86,14 @@ impl GatewayCore {
         let id = session.id;
         session.rare().watch = users.clone();
         session.rare().watch.shrink_to_fit();
-        if !users.is_empty() {
+        let is_watching = !users.is_empty();
+        if let Some(asked) = self.ask_presence(out, id, r#ref, users)
+            && is_watching
+        {
             self.watched_lately.push(id);
+            let users = Vec::new();
+            self.unseen.insert(slot, Unseen { asked, users });
         }
-        self.ask_presence(out, id, r#ref, users);
     }
 
     fn ask_presence<O: Outbound>(
@@ -87,7 +102,9 @@ impl GatewayCore {
         session: SessionId,
         r#ref: u64,
         users: Vec<UserId>,
-    ) {
+    ) -> Option<u64> {
+        let slot = self.sessions.slot_of(session)?;
+        let watcher = self.sessions.get(slot)?.user;
         let until = self.now + self.settings.answer_within;
         let request = self.request_id();
         let asked = Request::Presence {
@@ -96,10 +113,12 @@ impl GatewayCore {
             until,
         };
         self.requests.insert(request, asked);
-        out.presence(request, users);
+        out.presence(request, watcher, users);
+        Some(request)
     }
 
     pub(super) fn unwatch(&mut self, slot: Slot) {
+        self.unseen.remove(&slot);
         let Some(rare) = self.sessions.get_mut(slot).and_then(|s| s.rare.as_mut()) else {
             return;
         };
@@ -120,43 +139,145 @@ impl GatewayCore {
             users.sort_unstable();
             out.watch(users);
         }
-        // What changed between the first answer and the registration was told to nobody.
-        for id in std::mem::take(&mut self.watched_lately) {
-            let Some(users) = self
-                .sessions
-                .slot_of(id)
-                .and_then(|slot| self.sessions.get_mut(slot))
-                .and_then(|session| session.rare.as_ref())
-                .map(|rare| rare.watch.clone())
-            else {
-                continue;
-            };
-            self.ask_presence(out, id, 0, users);
+        // What changed between the first answer and the registration was told to nobody, and an
+        // answer that didn't come is asked for again.
+        let mut lately = std::mem::take(&mut self.watched_lately);
+        lately.sort_unstable();
+        lately.dedup();
+        if lately.len() > REPEATS_PER_TICK {
+            self.watched_lately = lately.split_off(REPEATS_PER_TICK);
+        }
+        for id in lately {
+            if let Some(slot) = self.sessions.slot_of(id) {
+                self.ask_presence_again(out, slot);
+            }
         }
     }
 
-    /// Presence of users: the answer to a request, or changes of those watched here (`None`).
-    pub fn presence_changed<O: Outbound>(
+    fn ask_presence_again<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
+        let Some(session) = self.sessions.get(slot) else {
+            return;
+        };
+        let Some(users) = session.rare.as_ref().map(|rare| rare.watch.clone()) else {
+            return;
+        };
+        let id = session.id;
+        if !users.is_empty()
+            && let Some(request) = self.ask_presence(out, id, 0, users)
+            && let Some(unseen) = self.unseen.get_mut(&slot)
+            && unseen.asked != 0
+            && !self.requests.contains_key(&unseen.asked)
+        {
+            unseen.asked = request;
+        }
+    }
+
+    /// The answer to [`Outbound::presence`]: presence of the users, and who of them has blocked the
+    /// watcher (`None`: it isn't known).
+    pub fn presence_answered<O: Outbound>(
         &mut self,
         out: &mut O,
-        request: Option<u64>,
+        request: u64,
         users: &[UserPresence],
+        blockers: Option<&[UserId]>,
     ) {
         self.now = out.now();
-        if let Some(request) = request {
-            let Some(Request::Presence { session, r#ref, .. }) = self.requests.remove(&request)
-            else {
-                return;
-            };
-            if let Some(slot) = self.sessions.slot_of(session) {
-                self.update(out, slot, r#ref, presence_update(users.iter()));
+        let Some(Request::Presence { session, r#ref, .. }) = self.requests.remove(&request) else {
+            return;
+        };
+        let Some(slot) = self.sessions.slot_of(session) else {
+            return;
+        };
+        let Some(blockers) = blockers else {
+            self.presence_unknown(slot, session);
+            if r#ref != 0 {
+                self.update(out, slot, r#ref, presence_update(std::iter::empty()));
             }
             return;
+        };
+        let mut hidden = blockers.to_vec();
+        if let Some(unseen) = self.unseen.get_mut(&slot) {
+            hidden.extend(
+                unseen
+                    .users
+                    .iter()
+                    .copied()
+                    .filter(|u| !blockers.contains(u)),
+            );
+            if unseen.asked == request {
+                unseen.asked = 0;
+                unseen.users.clone_from(&hidden);
+            }
+            if unseen.asked == 0 && unseen.users.is_empty() {
+                self.unseen.remove(&slot);
+            }
         }
+        let shown: Vec<UserPresence> = users
+            .iter()
+            .filter(|user| !hidden.contains(&user.user))
+            .copied()
+            .chain(hidden.iter().map(|&user| offline(user)))
+            .collect();
+        self.update(out, slot, r#ref, presence_update(shown.iter()));
+    }
+
+    /// A request for presence got no answer.
+    pub(super) fn presence_lost(&mut self, request: u64) {
+        if let Some(Request::Presence { session, .. }) = self.requests.remove(&request)
+            && let Some(slot) = self.sessions.slot_of(session)
+        {
+            self.presence_unknown(slot, session);
+        }
+    }
+
+    /// Nobody is seen before it is known who may be: asked again with the next tick.
+    fn presence_unknown(&mut self, slot: Slot, session: SessionId) {
+        if self.unseen.get(&slot).is_some_and(|u| u.asked != 0) {
+            self.watched_lately.push(session);
+        }
+    }
+
+    /// A user has blocked `watcher`, or no longer does: told to the watcher's sessions that asked.
+    pub(super) fn show_presence<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        watcher: UserId,
+        user: UserId,
+        is_shown: bool,
+    ) {
+        let watches = |slot: &Slot| {
+            let rare = self.sessions.get(*slot).and_then(|s| s.rare.as_ref());
+            rare.is_some_and(|rare| rare.watch.binary_search(&user).is_ok())
+        };
+        let slots: Vec<Slot> = self.sessions.of_user(watcher).filter(watches).collect();
+        for slot in slots {
+            let unseen = self.unseen.entry(slot).or_default();
+            unseen.users.retain(|u| *u != user);
+            if is_shown {
+                // An answer under way may be older than this: the next one decides.
+                unseen.asked = u64::MAX;
+                self.ask_presence_again(out, slot);
+            } else {
+                unseen.users.push(user);
+                self.update(out, slot, 0, presence_update([offline(user)].iter()));
+            }
+        }
+    }
+
+    /// Presence of users watched here has changed.
+    pub fn presence_changed<O: Outbound>(&mut self, out: &mut O, users: &[UserPresence]) {
+        self.now = out.now();
         let mut by_slot: Vec<(Slot, usize)> = Vec::new();
         for (i, user) in users.iter().enumerate() {
             let slots = self.watchers.get(&user.user).into_iter().flatten();
             by_slot.extend(slots.map(|&slot| (slot, i)));
+        }
+        if !self.unseen.is_empty() {
+            by_slot.retain(|(slot, i)| {
+                self.unseen.get(slot).is_none_or(|unseen| {
+                    unseen.asked == 0 && !unseen.users.contains(&users[*i].user)
+                })
+            });
         }
         by_slot.sort_unstable();
         for changes in by_slot.chunk_by(|a, b| a.0 == b.0) {
@@ -174,6 +295,15 @@ impl GatewayCore {
                 );
             }
         }
+    }
+}
+
+/// How whoever is blocked sees the blocker.
+fn offline(user: UserId) -> UserPresence {
+    UserPresence {
+        user,
+        state: Presence::Offline,
+        last_seen: 0,
     }
 }
 

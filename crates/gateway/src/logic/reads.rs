@@ -243,7 +243,8 @@ impl GatewayCore {
                 }
                 Some(Request::Read(_)) => self.read_done(out, id, &[]),
                 Some(Request::Open { .. }) => self.open_lost(out, id),
-                Some(Request::Presence { .. }) | None => drop(self.requests.remove(&id)),
+                Some(Request::Presence { .. }) => self.presence_lost(id),
+                None => {}
             }
         }
         if self.requests.capacity() > 4 * self.requests.len() + 256 {

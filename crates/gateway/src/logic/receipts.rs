@@ -6,7 +6,7 @@ use tidings_core::rows::CursorRow;
 use tidings_protocol::wire::{self, update};
 use tidings_protocol::{ErrorCode, Format};
 
-use super::index::{GATED, HOLE, JSON, stamp};
+use super::index::{BLOCKING, GATED, HOLE, JSON, stamp};
 use super::outbound::{Outbound, Slot};
 use super::{GatewayCore, Refusal, frames};
 
@@ -116,6 +116,16 @@ impl GatewayCore {
                 member.tries = 0;
             }
         }
+        if self.is_blocking(slot, conversation) {
+            // The other would be told of it. What waited for the user is cleared all the same.
+            let cursor = CursorRow {
+                conversation,
+                user,
+                delivered: seq,
+                read: 0,
+            };
+            return out.cursors_moved(&[cursor]);
+        }
         if self.cursors.len() >= CURSORS_MAX {
             self.flush_cursors(out);
         }
@@ -206,7 +216,7 @@ impl GatewayCore {
         if self.place(slot, conversation).is_none() {
             return self.forbid(out, slot, r#ref, conversation);
         }
-        if !self.admit_ask(out, slot, r#ref) {
+        if !self.admit_ask(out, slot, r#ref) || self.is_blocking(slot, conversation) {
             return;
         }
         let Some(user) = self.sessions.get(slot).map(|s| s.user) else {
@@ -246,7 +256,7 @@ impl GatewayCore {
     }
 
     /// Sends an update that nothing rests on to the live sessions of a conversation, but for one
-    /// user's.
+    /// user's, and for those of a user who has blocked the other.
     fn tell<O: Outbound>(
         &self,
         out: &mut O,
@@ -265,6 +275,7 @@ impl GatewayCore {
         let mut encoded = [None, None];
         for member in members {
             if member.has(GATED)
+                || member.has(BLOCKING)
                 || but.0 != 0
                     && self
                         .sessions

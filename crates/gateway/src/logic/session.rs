@@ -35,6 +35,8 @@ pub(super) const AUTHENTICATING: u16 = 1 << 5;
 pub(super) const OPENED: u16 = 1 << 6;
 /// Its conversations are to be opened again, as something may have been missed.
 pub(super) const REFRESH: u16 = 1 << 7;
+/// It is known whom its user has blocked.
+pub(super) const BLOCKS_KNOWN: u16 = 1 << 8;
 
 /// A session's place in one conversation: indices into the index.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -541,7 +541,9 @@ impl GatewayCore {
             Some(at) => self.index.get(at).head_seen.max(item.to),
             None => item.to,
         };
-        let (events, last) = page_events(format, Page::Sync, rows);
+        let seen = self.rows_for(slot, rows);
+        let shown = seen.as_ref().map(|seen| seen.iter().collect::<Vec<_>>());
+        let (events, last) = page_events(format, Page::Sync, shown.as_deref().unwrap_or(rows));
         if let Some(last) = last {
             item.from = last + 1;
         }

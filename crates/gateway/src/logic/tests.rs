@@ -1,5 +1,6 @@
 //! Behaviour of the logic, against an outside that is played by the test.
 
+mod blocks;
 mod catch_up;
 mod life;
 mod live;

@@ -13,7 +13,7 @@ use tidings_protocol::CloseCode;
 use tidings_protocol::wire::{self, update};
 
 use super::GatewayCore;
-use super::index::{GATED, stamp, stamp_age};
+use super::index::{BLOCKING, GATED, stamp, stamp_age};
 use super::metrics::add;
 use super::outbound::{Outbound, Slot};
 use super::reads::ReadFor;
@@ -114,15 +114,19 @@ impl GatewayCore {
         if member.tries >= resends_max {
             add(&self.metrics.dead, 1);
             add(&self.metrics.stale, 1);
-            out.put_marks(vec![Mark {
-                user: session.1,
-                conversation,
-                seq: head,
-            }]);
+            // What somebody blocked writes waits for nobody, and isn't told to wait.
+            let is_blocking = member.has(BLOCKING);
+            if !is_blocking {
+                out.put_marks(vec![Mark {
+                    user: session.1,
+                    conversation,
+                    seq: head,
+                }]);
+            }
             tracing::debug!(session = %session.0, %conversation, "nothing confirmed, session given up");
             let range = (first, head.min(first + RESEND_EVENTS - 1));
             self.close(out, slot, CloseCode::Heartbeat);
-            if range.0 <= range.1 {
+            if range.0 <= range.1 && !is_blocking {
                 self.read(out, conversation, range, RESEND_BYTES, ReadFor::Authors);
             }
             return;
@@ -166,7 +170,11 @@ impl GatewayCore {
         if member.flags & GATED != 0 {
             return;
         }
-        for row in rows.iter().filter(|row| row.seq > member.covered) {
+        let covered = member.covered;
+        let seen = self.rows_for(slot, rows);
+        let shown = seen.as_ref().map(|seen| seen.iter().collect::<Vec<_>>());
+        let rows = shown.as_deref().unwrap_or(rows);
+        for row in rows.iter().filter(|row| row.seq > covered) {
             add(&self.metrics.resent, 1);
             out.send(slot, &frames::event_frame(format, row));
         }

@@ -1,6 +1,7 @@
 //! Accounts: sign-up, sign-in, tokens, devices, other users.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -198,10 +199,7 @@ pub async fn block(
     Caller(caller): Caller,
     Path(user): Path<Hex>,
 ) -> Answer<StatusCode> {
-    app.directory
-        .set_block(caller.user, user.user(), true)
-        .await?;
-    Ok(StatusCode::NO_CONTENT)
+    set_block(app, caller.user, user.user(), true).await
 }
 
 /// Unblocks a user.
@@ -210,10 +208,25 @@ pub async fn unblock(
     Caller(caller): Caller,
     Path(user): Path<Hex>,
 ) -> Answer<StatusCode> {
-    app.directory
-        .set_block(caller.user, user.user(), false)
-        .await?;
-    Ok(StatusCode::NO_CONTENT)
+    set_block(app, caller.user, user.user(), false).await
+}
+
+/// A task of its own: a caller who hangs up may not come between the directory and the workers.
+async fn set_block(
+    app: Arc<App>,
+    user: UserId,
+    other: UserId,
+    is_blocked: bool,
+) -> Answer<StatusCode> {
+    let done = tokio::spawn(async move {
+        // One at a time, so that the workers hear of changes in the order of their commits.
+        let _in_order = app.blocking.lock().await;
+        app.directory.set_block(user, other, is_blocked).await?;
+        app.gateways.block_changed(user, other, is_blocked);
+        Ok(StatusCode::NO_CONTENT)
+    });
+    done.await
+        .unwrap_or_else(|_| Err(Problem::unavailable(Duration::from_secs(1))))
 }
 
 #[derive(Deserialize)]
@@ -273,13 +286,11 @@ pub async fn presence(
         .into_iter()
         .map(UserId)
         .collect();
-    let mut hidden = Vec::new();
-    for &user in &wanted {
-        // Whoever is blocked sees the blocker as offline.
-        if app.directory.has_blocked(user, caller.user).await? {
-            hidden.push(user);
-        }
-    }
+    // Whoever is blocked sees the blocker as offline.
+    let hidden = app
+        .directory
+        .blockers_among(caller.user, wanted.clone())
+        .await?;
     wanted.retain(|user| !hidden.contains(user));
     let known = app.registry.presence(wanted).await.unwrap_or_default();
     let state = |state| match state {

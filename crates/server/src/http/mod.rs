@@ -46,7 +46,7 @@ pub struct App {
     pub auth: Arc<Auth>,
     /// Who is there.
     pub registry: Arc<dyn Registry>,
-    /// The workers, for revocations.
+    /// The workers, for revocations and blocks.
     pub gateways: Arc<Gateways>,
     /// The way of a message, without a session.
     pub routed: Arc<Routed>,
@@ -55,6 +55,8 @@ pub struct App {
     /// Microseconds since 1970.
     pub clock: fn() -> Micros,
     quotas: quota::Quotas,
+    /// Held from a change of blocks in the directory until the workers have been told.
+    blocking: tokio::sync::Mutex<()>,
 }
 
 impl App {
@@ -77,6 +79,7 @@ impl App {
             sign_up,
             clock,
             quotas: quota::Quotas::new(limits),
+            blocking: tokio::sync::Mutex::default(),
         }
     }
 }

@@ -368,3 +368,79 @@ fn a_resend_under_another_id_changes_nothing_and_is_told_the_first() {
         (&json!("gap"), &json!(1))
     );
 }
+
+#[test]
+fn what_a_blocked_user_writes_comes_as_an_empty_event_until_the_block_is_lifted() {
+    let mut server = Server::start();
+    let (anna, tablet) = two_devices(&mut server);
+    let [ben] = server.people();
+    let direct = server.direct(&anna, &ben);
+    let group = server.group(&[&anna, &ben]);
+    let (mut blocker, mut blocked) = (server.session(&anna), server.session(&ben));
+    let presence_of = |session: &mut Session, id: &str| {
+        let answer = session.ask(json!({ "type": "watch", "users": [id] }));
+        assert_eq!(answer["users"][0]["user"], json!(id));
+        answer["users"][0]["state"].clone()
+    };
+    assert_eq!(presence_of(&mut blocked, &anna.id), "online");
+    let path = format!("/v1/blocks/{}", ben.id);
+    let set = |method| {
+        assert_eq!(
+            server.call(method, &path, &anna.token, json!({})).status,
+            204
+        )
+    };
+    let is_empty = |event: &Value| {
+        assert!(!event.to_string().contains(&ben.id), "{event}");
+        event["kind"] == "empty" && event["body"].as_str().unwrap_or_default().is_empty()
+    };
+
+    set("PUT");
+    let told = blocked.until("presence");
+    assert_eq!(told["users"][0]["state"], "offline");
+    assert_eq!(presence_of(&mut blocked, &anna.id), "offline");
+    assert_eq!(presence_of(&mut blocker, &ben.id), "online");
+    blocked.say(&json!({ "type": "typing", "conversation": direct, "on": true }));
+    let ack = blocked.send(&direct, "are you there?");
+    assert_eq!((&ack["status"], &ack["seq"]), (&json!("sent"), &json!(2)));
+    let event = blocker.event(&direct);
+    assert_eq!(event["seq"], 2);
+    assert!(is_empty(&event), "{event}");
+    for (kind, seq) in [("delivered", 2), ("read", 2)] {
+        blocker.say(&json!({ "type": kind, "conversation": direct, "seq": seq }));
+    }
+    // Groups are as they were; and what came by now would have come before this.
+    blocked.send(&group, "hello all");
+    assert_eq!(blocker.event(&group)["body"], "hello all");
+    assert!(!blocker.has("typing"));
+    // A device that comes later, history, and HTTP.
+    let mut later = Session::sign_in(server.address(), &tablet.token);
+    let (pages, _) = later.sync(&json!([{ "conversation": direct, "seq": 1 }]), 10);
+    let page = pages
+        .iter()
+        .find(|page| page["conversation"] == json!(direct));
+    assert!(is_empty(&page.expect("a page")["events"][0]));
+    let history = later.ask(json!({ "type": "history", "conversation": direct, "after": 1 }));
+    assert!(is_empty(&history["events"][0]));
+    let list = format!("/v1/conversations/{direct}/messages?after=1");
+    assert!(is_empty(&server.get(&list, &anna.token)["events"][0]));
+    let own = server.get(&list, &ben.token);
+    assert_eq!(own["events"][0]["body"], "are you there?");
+    // The blocker may still write, and the answer is read.
+    assert_eq!(blocker.send(&direct, "leave me")["seq"], 3);
+    assert_eq!(blocked.event(&direct)["body"], "leave me");
+
+    set("DELETE");
+    assert_eq!(presence_of(&mut blocked, &anna.id), "online");
+    assert!(!blocked.has("receipts"), "none passed the block");
+    blocked.send(&direct, "thank you");
+    assert_eq!(blocker.event(&direct)["body"], "thank you");
+    assert_eq!(later.event(&direct)["body"], "leave me");
+    assert_eq!(later.event(&direct)["body"], "thank you");
+    blocker.say(&json!({ "type": "read", "conversation": direct, "seq": 4 }));
+    blocked.find("a receipt", |u| {
+        u["type"] == "receipts" && u["receipts"][0]["user"] == json!(anna.id)
+    });
+    let seen = server.get(&list, &anna.token);
+    assert_eq!(seen["events"][0]["body"], "are you there?");
+}

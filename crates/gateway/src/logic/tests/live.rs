@@ -571,7 +571,7 @@ fn watched_users_are_heard_of() {
     };
     world
         .core
-        .presence_changed(&mut world.out, Some(request), &[online]);
+        .presence_answered(&mut world.out, request, &[online], Some(&[]));
     let updates = world.take_updates(slot);
     assert!(
         matches!(&updates[..], [wire::Update { r#ref: 6, update: Some(Update::Presence(p)) }] if p.users.len() == 1)
@@ -583,7 +583,7 @@ fn watched_users_are_heard_of() {
         state: Presence::Away,
         last_seen: 5,
     };
-    world.core.presence_changed(&mut world.out, None, &[away]);
+    world.core.presence_changed(&mut world.out, &[away]);
     assert!(
         matches!(&world.take(slot)[..], [Update::Presence(p)] if p.users[0].user == 3 && p.users[0].last_seen == 5)
     );

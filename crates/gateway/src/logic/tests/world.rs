@@ -9,7 +9,7 @@ use tidings_core::ids::{
     ConversationId, DeviceId, GatewayId, MessageKey, Micros, Partition, Position, SenderId, Seq,
     SessionId, UserId,
 };
-use tidings_core::ports::directory::SignInId;
+use tidings_core::ports::directory::{SignInId, direct_conversation};
 use tidings_core::ports::log::{Append, LogError};
 use tidings_core::ports::peers::{Opened, ToGateway, ToRouter};
 use tidings_core::ports::registry::{Mark, Presence, SessionEntry};
@@ -23,7 +23,9 @@ use tidings_core::sequencer::{self, Verdict};
 use tidings_protocol::wire::{self, command::Command, update::Update};
 use tidings_protocol::{CloseCode, Format, decode_server_frame, encode_client_frame};
 
-use super::super::{AuthFailure, GatewayCore, GatewayMetrics, Outbound, Principal, Settings, Slot};
+use super::super::{
+    AuthFailure, GatewayCore, GatewayMetrics, Listed, Outbound, Principal, Settings, Slot,
+};
 use crate::ws::Opcode;
 
 pub const SECOND: Micros = 1_000_000;
@@ -60,7 +62,7 @@ pub struct Socket {
 pub enum Input {
     Router(ToGateway),
     Appended(u64, Result<(), LogError>),
-    Loaded(UserId, Option<Vec<ConversationId>>),
+    Loaded(UserId, Option<Listed>),
     Read(u64, ConversationId, Seq, Seq),
     Authenticated(SessionId, Result<Principal, AuthFailure>),
     Overflow(Slot),
@@ -86,6 +88,8 @@ pub struct Outside {
     pub presences: Vec<(u64, Vec<UserId>)>,
     pub is_store_down: bool,
     pub is_directory_down: bool,
+    /// Who has blocked whom, as the directory has it.
+    pub blocks: Vec<(UserId, UserId)>,
     pub reads: usize,
     pub is_router_deaf: bool,
     pub authentications: usize,
@@ -223,15 +227,17 @@ impl Outbound for Outside {
 
     fn load_user(&mut self, user: UserId) {
         let is_member = |room: &Room| room.grants.get(&user).is_some_and(|g| g.role != Role::None);
-        let list = self
-            .rooms
-            .iter()
-            .filter(|(_, room)| is_member(room))
-            .map(|(&id, _)| id)
-            .collect();
+        let list = self.rooms.iter().filter(|(_, room)| is_member(room));
+        let blocks = self.blocks.iter().filter(|(blocker, _)| *blocker == user);
+        let listed = Listed {
+            conversations: list.map(|(&id, _)| id).collect(),
+            blocked: blocks
+                .map(|&(user, other)| direct_conversation(user, other).conversation)
+                .collect(),
+        };
         self.inbox.push_back(Input::Loaded(
             user,
-            (!self.is_directory_down).then_some(list),
+            (!self.is_directory_down).then_some(listed),
         ));
     }
 
@@ -262,7 +268,7 @@ impl Outbound for Outside {
 
     fn set_presence(&mut self, _user: UserId, _session: SessionId, _state: Presence) {}
 
-    fn presence(&mut self, request: u64, users: Vec<UserId>) {
+    fn presence(&mut self, request: u64, _watcher: UserId, users: Vec<UserId>) {
         self.presences.push((request, users));
     }
 
@@ -298,7 +304,7 @@ impl Outside {
         Opened {
             conversation,
             head: room.head.seq,
-            kind: ConversationKind::Group,
+            kind: room.head.kind,
             grant,
             cursor,
         }
@@ -346,6 +352,15 @@ impl Outside {
 
     /// A change of members, decided and fanned out.
     pub fn change(&mut self, conversation: ConversationId, changes: &[(u64, Role)]) {
+        self.change_of(ConversationKind::Group, conversation, changes);
+    }
+
+    fn change_of(
+        &mut self,
+        kind: ConversationKind,
+        conversation: ConversationId,
+        changes: &[(u64, Role)],
+    ) {
         let now = self.now;
         let room = self.rooms.entry(conversation).or_default();
         let seq = room.head.seq + 1;
@@ -359,7 +374,7 @@ impl Outside {
                     role,
                 })
                 .collect(),
-            kind: ConversationKind::Group,
+            kind,
             title: "a room".to_owned(),
         };
         room.head = sequencer::accept_membership(&room.head, &change, now, 0, 0);
@@ -783,6 +798,27 @@ impl World {
         self.out.change(id, &changes);
         self.settle();
         id
+    }
+
+    /// The direct conversation of two users.
+    pub fn direct(&mut self, one: u64, other: u64) -> ConversationId {
+        let id = direct_conversation(UserId(one), UserId(other)).conversation;
+        let changes = [(one, Role::Member), (other, Role::Member)];
+        self.out.change_of(ConversationKind::Direct, id, &changes);
+        self.settle();
+        id
+    }
+
+    /// A user blocks another or no longer does: in the directory, and told to the gateway.
+    pub fn block(&mut self, user: u64, other: u64, is_blocked: bool) {
+        let pair = (UserId(user), UserId(other));
+        self.out.blocks.retain(|p| *p != pair);
+        if is_blocked {
+            self.out.blocks.push(pair);
+        }
+        self.core
+            .block_changed(&mut self.out, pair.0, pair.1, is_blocked);
+        self.core.turn_end(&mut self.out);
     }
 
     pub fn metric(&self, of: impl Fn(&GatewayMetrics) -> &std::sync::atomic::AtomicU64) -> u64 {
