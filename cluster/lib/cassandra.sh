@@ -30,18 +30,23 @@ cassandra_start() {
 cassandra_ready() {
     local N
     for N in 1 2 3; do await "cassandra$N" 'CQL port open' port_open "127.0.0.$N:$CASSANDRA_PORT"; done
-    # A port opens before the ring agrees: each node must see all three up.
+    # A port opens before the ring agrees: each node must have seen the others arrive.
     for N in 1 2 3; do await "cassandra$N" 'all three nodes up and normal' cassandra_sees_all "$N"; done
 }
+# By the node's log, whose last word on each peer counts: asking by nodetool costs more than a second of CPU a node.
 cassandra_sees_all() {
-    [ -e "$STACK/run/ring$N-$(pid_of "cassandra$N")" ] && return # seen before: `up` on a running stack asks nothing
-    [ "$(nodetool "$1" status | grep -c '^UN')" = 3 ] && rm -f "$STACK/run/ring$N"-* && touch "$STACK/run/ring$N-$(pid_of "cassandra$N")"
+    local peer at log=$STACK/log/cassandra$1.log
+    for peer in 1 2 3; do
+        at="/127.0.0.$peer:$CASSANDRA_STORAGE_PORT"
+        grep -qF "$at state jump to NORMAL" "$log" || return 1
+        [ "$peer" = "$1" ] || [[ $(grep -F "$at is now " "$log" | tail -n 1) == *' is now UP' ]] || return 1
+    done
 }
-cassandra_stop() { halt TERM cassandra1 cassandra2 cassandra3; rm -f "$STACK"/run/ring*; }
+cassandra_stop() { halt TERM cassandra1 cassandra2 cassandra3; }
 
 # nodetool N ARGUMENTS...
 nodetool() {
     local N=$1; shift
-    java "@$STACK/conf/cassandra$N/jvm" -Xms16m -Xmx96m -Dlogback.configurationFile=none -cp "$DIST/cassandra-$CASSANDRA_VERSION/*" \
+    java "@$STACK/conf/cassandra$N/jvm" -Xms16m -Xmx96m -DLEVEL=OFF -cp "$DIST/cassandra-$CASSANDRA_VERSION/*" \
         org.apache.cassandra.tools.NodeTool -h 127.0.0.1 -p "$((CASSANDRA_JMX_PORT + N - 1))" "$@"
 }
