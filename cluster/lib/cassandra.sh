@@ -30,17 +30,15 @@ cassandra_start() {
 cassandra_ready() {
     local N
     for N in 1 2 3; do await "cassandra$N" 'CQL port open' port_open "127.0.0.$N:$CASSANDRA_PORT"; done
-    # A port opens before the ring agrees: each node must have seen the others arrive.
+    # A port opens before the ring agrees: each node must see all three up.
     for N in 1 2 3; do await "cassandra$N" 'all three nodes up and normal' cassandra_sees_all "$N"; done
 }
-# By the node's log, whose last word on each peer counts: asking by nodetool costs more than a second of CPU a node.
+# Asked by nodetool, which costs more than a second of CPU (a node's log doesn't always name what it learned). The answer is kept
+# for as long as the process lives, so `up` on a running stack asks nothing.
 cassandra_sees_all() {
-    local peer at log=$STACK/log/cassandra$1.log
-    for peer in 1 2 3; do
-        at="/127.0.0.$peer:$CASSANDRA_STORAGE_PORT"
-        grep -qF "$at state jump to NORMAL" "$log" || return 1
-        [ "$peer" = "$1" ] || [[ $(grep -F "$at is now " "$log" | tail -n 1) == *' is now UP' ]] || return 1
-    done
+    local seen=$STACK/conf/cassandra$1/seen
+    [ "$(cat "$seen" 2>/dev/null)" = "$(cat "$STACK/run/cassandra$1")" ] && return
+    [ "$(nodetool "$1" status | grep -c '^UN')" = 3 ] && cp "$STACK/run/cassandra$1" "$seen"
 }
 cassandra_stop() { halt TERM cassandra1 cassandra2 cassandra3; }
 
