@@ -272,6 +272,31 @@ fn what_is_committed_is_trimmed_by_segments_and_gone() {
     });
 }
 
+#[test]
+fn a_log_shut_down_with_all_committed_keeps_only_where_it_ended() {
+    run(async {
+        let disk = SimDisk::new();
+        let log = open(&disk);
+        for i in 0..60 {
+            suite::append(&log, vec![record(&format!("{i}"), 500)])
+                .await
+                .unwrap();
+        }
+        log.commit(P, at(60)).await.unwrap();
+        log.shutdown();
+        let figures = log.metrics().figures();
+        assert_eq!(figures.segments, 1, "{figures:?}");
+        assert!(figures.retained_bytes < 100, "{figures:?}");
+        for seed in 0..20 {
+            let log = open(&disk.crash(seed));
+            assert_eq!(log.committed(P).await, Ok(at(60)));
+            assert_eq!(log.end(P), at(60));
+            suite::append(&log, vec![record("next", 0)]).await.unwrap();
+            assert_eq!(payloads_from(&log, at(60)).await.len(), 1);
+        }
+    });
+}
+
 /// Appends calls of random sizes until one is refused as full; gives what was acknowledged, in order.
 async fn fill(log: &FileLog, rng: &mut Rng, round: usize) -> Vec<Bytes> {
     let mut acknowledged = Vec::new();

@@ -25,6 +25,9 @@ use super::reader::{Batch, Published};
 use super::recover::{CreateError, create_segment};
 use super::settings::{Parts, Settings};
 
+/// A last segment of so many bytes, or of a quarter of a full one, makes room when all of it is committed.
+const RETIRED_BYTES_MIN: u64 = 64 << 10;
+
 /// A frame buffer larger than this isn't kept for the next batch.
 const FRAME_BUFFER_KEPT_BYTES: usize = 8 << 20;
 
@@ -74,12 +77,12 @@ impl Writer {
                     // Nothing comes at the moment: what served the last records may go.
                     self.frame = Vec::new();
                     self.published.rest(committed);
-                    let done = self.save(committed).and_then(|_| self.trim(committed));
+                    let done = self.come_to_rest(committed);
                     rest();
                     done
                 }
-                Turn::End(committed) => match self.save(committed) {
-                    Ok(_) => break None,
+                Turn::End(committed) => match self.come_to_rest(committed) {
+                    Ok(()) => break None,
                     Err(why) => Err(why),
                 },
             };
@@ -231,6 +234,29 @@ impl Writer {
         }
         self.queue.saved(committed);
         Ok(true)
+    }
+
+    /// Makes the position durable and lets go of all that lies before it, the last segment too: a log
+    /// at rest, or one that was shut down, takes no room for what the store has.
+    fn come_to_rest(&mut self, committed: u64) -> Result<(), String> {
+        if !self.save(committed)? {
+            return Ok(());
+        }
+        let enough = RETIRED_BYTES_MIN.min(self.settings.segment_bytes / 4);
+        if let Some((end, bytes, _)) = self.published.tail()
+            && committed == end
+            && bytes > enough
+        {
+            match self.roll(end) {
+                Ok(()) => {}
+                // It stays as it is until the next rest.
+                Err(Failure::Refused(error)) => {
+                    tracing::warn!("the log's last segment can't be retired: {error}");
+                }
+                Err(Failure::Fatal(why)) => return Err(why),
+            }
+        }
+        self.trim(committed)
     }
 
     /// Removes the segments that lie wholly before the committed position.
