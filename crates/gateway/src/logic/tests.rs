@@ -5,5 +5,6 @@ mod catch_up;
 mod life;
 mod live;
 mod memory;
+mod outside;
 mod property;
 mod world;

@@ -6,7 +6,8 @@ use tidings_core::record::Role;
 use tidings_protocol::wire::{self, command::Command, update::Update};
 use tidings_protocol::{Format, limits};
 
-use super::world::{Input, World, errors, seqs};
+use super::outside::Input;
+use super::world::{World, errors, seqs};
 
 fn done(updates: &[Update]) -> &wire::SyncDone {
     let Some(Update::SyncDone(done)) = updates.last() else {

@@ -8,7 +8,8 @@ use tidings_protocol::wire::{self, command::Command, update::Update};
 use tidings_protocol::{CloseCode, ErrorCode, Format};
 
 use super::super::GatewayMetrics;
-use super::world::{SECOND, World, errors};
+use super::outside::SECOND;
+use super::world::{World, errors};
 use crate::ws::Opcode;
 
 #[test]

@@ -8,7 +8,8 @@ use tidings_core::rows::CursorRow;
 use tidings_protocol::wire::{self, command::Command, update::Update};
 use tidings_protocol::{CloseCode, Format, message_id};
 
-use super::world::{Input, World, seqs};
+use super::outside::Input;
+use super::world::{World, seqs};
 
 const NONE: [u64; 0] = [];
 

@@ -11,7 +11,8 @@ use tidings_protocol::Format;
 use tidings_protocol::wire::{self, command::Command, update::Update};
 
 use super::super::Slot;
-use super::world::{Input, World};
+use super::outside::Input;
+use super::world::World;
 
 const ROOMS: u64 = 3;
 const USERS: u64 = 3;
@@ -110,7 +111,7 @@ impl Play {
             s.asks_per_second = 0;
         });
         world.out.queue_max = 1_000;
-        world.out.expires_in = 100_000 * super::world::SECOND;
+        world.out.expires_in = 100_000 * super::outside::SECOND;
         for room in 0..ROOMS {
             world.out.change(
                 ConversationId(100 + room),
