@@ -140,11 +140,10 @@ pub async fn run(
                 ticks = ticks.wrapping_add(1);
                 if ticks.is_multiple_of(SETTLE_TICKS) {
                     rest();
-                }
-                if ticks.is_multiple_of(SETTLE_TICKS)
-                    && let Some(input) = now_or_later(settle_again(router.settled_position(), partition, &parts), &mut tasks)
-                {
-                    apply(&mut router, input, &parts);
+                    let again = settle_again(router.settled_position(), partition, &parts);
+                    if let Some(input) = now_or_later(again, &mut tasks) {
+                        apply(&mut router, input, &parts);
+                    }
                 }
             }
             _ = stop.changed() => break,
