@@ -20,7 +20,7 @@ use tidings_backends::disk::{Rng, SimDisk};
 use tidings_backends::lsm::{Codec, LsmStore, Options};
 use tidings_core::ids::{ConversationId, MessageKey, Partition, Position, SenderId, UserId};
 use tidings_core::ports::store::Store;
-use tidings_core::record::{ConversationKind, Encoding, Kind, Role};
+use tidings_core::record::{ConversationKind, Kind, Role};
 use tidings_core::rows::{
     Before, CursorRow, EventRow, GrantState, HeadState, MemberChange, MembersBody, SenderState,
     StateKey, StateRow, StateValue,
@@ -220,25 +220,13 @@ impl Server {
         self.now += 100 + self.rng.below(900);
         room.head.seq += 1;
         room.head.ts = self.now;
+        let position = Position {
+            epoch: 1,
+            offset: self.offset,
+        };
         EventRow {
-            conversation: room.id,
-            seq: room.head.seq,
-            position: Position {
-                epoch: 1,
-                offset: self.offset,
-            },
-            ts: self.now,
-            ts_before,
-            user: UserId(0),
-            sender: SenderId(0),
-            grant: 0,
-            counter: 0,
-            id: MessageKey(0),
-            before: Before::Nothing,
             kind: Kind::Text,
-            encoding: Encoding::Identity,
-            body: Bytes::new(),
-            members: None,
+            ..EventRow::empty(room.id, room.head.seq, position, self.now, ts_before)
         }
     }
 

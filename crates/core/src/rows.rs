@@ -117,6 +117,36 @@ pub struct EventRow {
     pub members: Option<Box<MembersBody>>,
 }
 
+impl EventRow {
+    /// The event that says nothing: it only keeps the numbers whole. Other kinds without an outbox
+    /// are made of it.
+    pub fn empty(
+        conversation: ConversationId,
+        seq: Seq,
+        position: Position,
+        ts: Micros,
+        ts_before: Micros,
+    ) -> EventRow {
+        EventRow {
+            conversation,
+            seq,
+            position,
+            ts,
+            ts_before,
+            user: Default::default(),
+            sender: Default::default(),
+            grant: 0,
+            counter: 0,
+            id: Default::default(),
+            before: Before::Nothing,
+            kind: Kind::Empty,
+            encoding: Default::default(),
+            body: Default::default(),
+            members: None,
+        }
+    }
+}
+
 /// The last accepted event of a conversation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct HeadState {

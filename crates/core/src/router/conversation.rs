@@ -304,7 +304,7 @@ impl Conversation {
             user: change.by,
             kind: Kind::Members,
             members: Some(Box::new(body)),
-            ..empty_row(id, position, &before, &head)
+            ..EventRow::empty(id, head.seq, position, head.ts, before.ts)
         };
         (row, keys)
     }
@@ -323,7 +323,7 @@ impl Conversation {
             ..before
         };
         self.put_head(head);
-        empty_row(id, position, &before, &head)
+        EventRow::empty(id, head.seq, position, head.ts, before.ts)
     }
 
     /// All events up to `seq` are in the store.
@@ -358,30 +358,5 @@ impl Conversation {
     /// How many rows it holds.
     pub fn rows(&self) -> usize {
         self.members.len() + self.senders.len()
-    }
-}
-
-fn empty_row(
-    id: ConversationId,
-    position: Position,
-    before: &HeadState,
-    head: &HeadState,
-) -> EventRow {
-    EventRow {
-        conversation: id,
-        seq: head.seq,
-        position,
-        ts: head.ts,
-        ts_before: before.ts,
-        user: Default::default(),
-        sender: Default::default(),
-        grant: 0,
-        counter: 0,
-        id: Default::default(),
-        before: Before::Nothing,
-        kind: Kind::Empty,
-        encoding: Default::default(),
-        body: Default::default(),
-        members: None,
     }
 }

@@ -15,11 +15,11 @@
 //! conversations can't be opened, as if their router didn't answer; until it has said who of the
 //! watched blocks the watcher, nobody's presence is told. Everything else goes on.
 
-use tidings_core::ids::{ConversationId, MessageKey, SenderId, UserId};
+use tidings_core::ids::{ConversationId, UserId};
 use tidings_core::ports::directory::direct_conversation;
 use tidings_core::ports::peers::Opened;
-use tidings_core::record::{ConversationKind, Encoding, Kind};
-use tidings_core::rows::{Before, EventRow};
+use tidings_core::record::ConversationKind;
+use tidings_core::rows::EventRow;
 
 use super::GatewayCore;
 use super::index::BLOCKING;
@@ -51,19 +51,13 @@ pub fn seen_by_blocker(reader: UserId, row: &EventRow) -> EventRow {
     if !is_hidden(reader, row) {
         return row.clone();
     }
-    EventRow {
-        user: UserId(0),
-        sender: SenderId(0),
-        grant: 0,
-        counter: 0,
-        id: MessageKey(0),
-        before: Before::Nothing,
-        kind: Kind::Empty,
-        encoding: Encoding::Identity,
-        body: bytes::Bytes::new(),
-        members: None,
-        ..*row
-    }
+    EventRow::empty(
+        row.conversation,
+        row.seq,
+        row.position,
+        row.ts,
+        row.ts_before,
+    )
 }
 
 /// Whether a blocker isn't to see an event of a direct conversation.

@@ -6,16 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_core::ids::{
-    ConversationId, DeviceId, MessageKey, Micros, Partition, Position, SenderId, Seq, SessionId,
-    UserId,
+    ConversationId, DeviceId, Micros, Partition, Position, SenderId, Seq, SessionId, UserId,
 };
 use tidings_core::ports::directory::{SignInId, direct_conversation};
 use tidings_core::ports::log::{Append, LogError};
 use tidings_core::ports::peers::{Opened, ToGateway, ToRouter};
 use tidings_core::ports::registry::{Mark, Presence, SessionEntry};
-use tidings_core::record::{
-    Content, ConversationKind, Encoding, Kind, Membership, Record, Role, RoleChange,
-};
+use tidings_core::record::{Content, ConversationKind, Kind, Membership, Record, Role, RoleChange};
 use tidings_core::rows::{
     Before, CursorRow, EventRow, GrantState, HeadState, MemberChange, MembersBody, SenderState,
 };
@@ -388,21 +385,9 @@ impl Outside {
             changes: rows,
         };
         let row = Arc::new(EventRow {
-            conversation,
-            seq,
-            position: Position::default(),
-            ts: room.head.ts,
-            ts_before: 0,
-            user: UserId(0),
-            sender: SenderId(0),
-            grant: 0,
-            counter: 0,
-            id: MessageKey(0),
-            before: Before::Nothing,
             kind: Kind::Members,
-            encoding: Encoding::Identity,
-            body: Bytes::new(),
             members: Some(Box::new(members)),
+            ..EventRow::empty(conversation, seq, Position::default(), room.head.ts, 0)
         });
         room.events.push(Arc::clone(&row));
         self.fan_out(row, SessionId(0));
