@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 /// Which of our crates each may depend on.
-const ALLOWED: [(&str, &[&str]); 9] = [
+const ALLOWED: [(&str, &[&str]); 10] = [
     ("tidings-core", &[]),
     ("tidings-protocol", &[]),
     ("tidings-verify", &[]),
     ("tidings-backends", &["tidings-core"]),
+    ("tidings-engines", &["tidings-core"]),
     ("tidings-gateway", &["tidings-core", "tidings-protocol"]),
     ("tidings-client", &["tidings-protocol"]),
     (
@@ -33,6 +34,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
             "tidings-protocol",
             "tidings-gateway",
             "tidings-backends",
+            "tidings-engines",
             "tidings-cli",
         ],
     ),

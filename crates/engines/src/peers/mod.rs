@@ -1,0 +1,1 @@
+//! Streams between servers: gateways and routers of different processes.

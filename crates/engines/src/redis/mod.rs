@@ -1,0 +1,1 @@
+//! The registry on Redis, with Sentinel or as a Redis Cluster.
