@@ -52,6 +52,22 @@ id!(
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
 pub struct GatewayId(pub u32);
 
+impl GatewayId {
+    /// The place of a server's HTTP API among its workers.
+    pub const HTTP: u8 = 255;
+
+    /// A worker of a server. Servers are told apart by 24 random bits, made at each start, so that
+    /// nothing meant for a former process reaches the next one; 0: this server has no others.
+    pub fn new(server: u32, worker: u8) -> GatewayId {
+        GatewayId(server << 8 | u32::from(worker))
+    }
+
+    /// The server it belongs to.
+    pub fn server(self) -> u32 {
+        self.0 >> 8
+    }
+}
+
 /// A conversation's dense event number, from 1; 0 stands for "nothing yet".
 pub type Seq = u64;
 

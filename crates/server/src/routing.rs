@@ -107,6 +107,7 @@ pub async fn run(
     let committed = parts.log.committed(partition).await?;
     let end = parts.log.end(partition);
     let mut router = Router::new(partition, committed, end, parts.config.clone());
+    parts.peers.took_over(partition, end);
     let mut tasks: FuturesUnordered<BoxFuture<'static, Input>> = FuturesUnordered::new();
     let mut reading: Option<BoxFuture<'static, _>> = None;
     let mut messages = Vec::new();
@@ -151,6 +152,7 @@ pub async fn run(
         perform(&mut router, partition, &parts, &mut tasks);
         show(&router, &gauge, &parts, partition);
     }
+    parts.peers.resigned(partition);
     // What is accepted is in the log; the next start goes on from what is settled.
     Ok(())
 }
@@ -209,13 +211,11 @@ fn perform(
         for effect in effects {
             let call = match effect {
                 Effect::Send { to, message } => {
-                    parts.peers.to_gateway(to, message);
+                    parts.peers.to_gateway(partition, to, message);
                     continue;
                 }
                 Effect::Broadcast(message) => {
-                    for to in parts.peers.gateways() {
-                        parts.peers.to_gateway(to, message.clone());
-                    }
+                    parts.peers.broadcast(partition, message);
                     continue;
                 }
                 Effect::DeadLetter { position, payload } => {

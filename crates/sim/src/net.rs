@@ -245,11 +245,13 @@ impl World {
             ToGateway::Receipts { conversation, .. } | ToGateway::Typing { conversation, .. } => {
                 vec![conversation.0]
             }
+            ToGateway::Interested { heads, .. } => heads.iter().map(|head| head.0.0).collect(),
             // Digests keep their own order too.
             ToGateway::Digest { heads, changes, .. } => {
                 let named = heads.iter().chain(changes.iter());
                 named.map(|one| one.0.0).chain([0]).collect()
             }
+            ToGateway::TookOver { .. } => vec![0],
         };
         if let Some(at) = self.peer_arrival(false, router, gateway, &about) {
             self.at(at, Event::ToGateway(router, gateway, message));
@@ -262,9 +264,9 @@ impl World {
             return;
         };
         let about: Vec<u64> = match &message {
-            ToRouter::Open { conversations, .. } | ToRouter::Close(conversations) => {
-                conversations.iter().map(|c| c.0).collect()
-            }
+            ToRouter::Open { conversations, .. }
+            | ToRouter::Interest { conversations, .. }
+            | ToRouter::Close(conversations) => conversations.iter().map(|c| c.0).collect(),
             ToRouter::Cursors(rows) => rows.iter().map(|row| row.conversation.0).collect(),
             ToRouter::Typing { conversation, .. } | ToRouter::Tail { conversation, .. } => {
                 vec![conversation.0]

@@ -40,6 +40,13 @@ impl World {
         self.note(|| format!("router {router} takes over at {from:?}, end {end:?}"));
         self.after(0, Event::RouterTick(router));
         self.router_wants(router);
+        // Not each of them hears it; those find out by its digests.
+        for gateway in 0..self.gateways.len() {
+            if self.random.permille(800) {
+                let partition = Partition(0);
+                self.send_to_gateway(router, gateway, ToGateway::TookOver { partition });
+            }
+        }
     }
 
     /// The owner is gone, or goes on for a while without knowing that another has taken over.

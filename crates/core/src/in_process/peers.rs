@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::task::{Poll, Waker};
 
-use crate::ids::{GatewayId, Partition};
+use crate::ids::{GatewayId, Partition, Position};
 use crate::ports::peers::{Peers, ToGateway, ToRouter};
 
 /// Messages that wait for one receiver. An event is shared, so a full queue holds about as many
@@ -142,7 +142,31 @@ impl Peers for InProcessPeers {
         }
     }
 
-    fn to_gateway(&self, to: GatewayId, message: ToGateway) {
+    fn to_gateway(&self, _from: Partition, to: GatewayId, message: ToGateway) {
+        self.deliver(to, message);
+    }
+
+    fn broadcast(&self, _from: Partition, message: ToGateway) {
+        for to in self.gateways() {
+            self.deliver(to, message.clone());
+        }
+    }
+
+    fn took_over(&self, partition: Partition, _end: Position) {
+        self.broadcast(partition, ToGateway::TookOver { partition });
+    }
+
+    fn resigned(&self, _partition: Partition) {}
+
+    fn gateways(&self) -> Vec<GatewayId> {
+        let gateways = self.gateways.read().unwrap_or_else(PoisonError::into_inner);
+        gateways.iter().map(|g| g.id).collect()
+    }
+}
+
+impl InProcessPeers {
+    /// Puts a message into a gateway's queue, whoever sent it.
+    pub fn deliver(&self, to: GatewayId, message: ToGateway) {
         let gateways = self.gateways.read().unwrap_or_else(PoisonError::into_inner);
         let Some(gateway) = gateways.iter().find(|g| g.id == to) else {
             self.counts
@@ -167,9 +191,17 @@ impl Peers for InProcessPeers {
         }
     }
 
-    fn gateways(&self) -> Vec<GatewayId> {
-        let gateways = self.gateways.read().unwrap_or_else(PoisonError::into_inner);
-        gateways.iter().map(|g| g.id).collect()
+    /// Says to all gateways that some of what was for them is lost.
+    pub fn lost(&self) {
+        for gateway in self
+            .gateways
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
+            gateway.has_lost.store(true, Ordering::Relaxed);
+            (gateway.wake)();
+        }
     }
 }
 
@@ -272,9 +304,9 @@ mod tests {
         let inbox = peers.add_gateway(GatewayId(4), wake);
         assert_eq!(peers.gateways(), [GatewayId(4)]);
         for user in 0..5 {
-            peers.to_gateway(GatewayId(4), typing(user));
+            peers.deliver(GatewayId(4), typing(user));
         }
-        peers.to_gateway(GatewayId(9), typing(9));
+        peers.deliver(GatewayId(9), typing(9));
         let mut taken = Vec::new();
         assert!(inbox.take(&mut taken));
         assert_eq!(
@@ -284,7 +316,7 @@ mod tests {
         );
         assert_eq!(peers.counts().to_gateway_dropped.load(Ordering::Relaxed), 3);
         taken.clear();
-        peers.to_gateway(GatewayId(4), typing(7));
+        peers.deliver(GatewayId(4), typing(7));
         assert!(!inbox.take(&mut taken));
         assert_eq!((taken.len(), wakes.load(Ordering::Relaxed)), (1, 2));
         drop(inbox);

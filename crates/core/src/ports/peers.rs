@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use crate::ids::{ConversationId, GatewayId, Micros, Seq, SessionId, UserId};
+use crate::ids::{ConversationId, GatewayId, Micros, Partition, Position, Seq, SessionId, UserId};
 use crate::rows::{CursorRow, EventRow, GrantState};
 use crate::sequencer::Answer;
 
@@ -22,6 +22,14 @@ pub enum ToRouter {
         /// For whom grants and cursors are asked.
         user: UserId,
         /// At most [`OPEN_MAX`]; more are asked in several requests.
+        conversations: Vec<ConversationId>,
+    },
+    /// Says to a router that has taken over which conversations' events are wanted; at most
+    /// [`OPEN_MAX`].
+    Interest {
+        /// Given back in the answer.
+        request: u64,
+        /// Which.
         conversations: Vec<ConversationId>,
     },
     /// The gateway has no session left that wants these.
@@ -107,6 +115,22 @@ pub enum ToGateway {
         /// Ask for these again after a while.
         later: Vec<ConversationId>,
     },
+    /// Another router has taken over: it sends nothing of conversations it isn't told of
+    /// ([`ToRouter::Interest`]).
+    TookOver {
+        /// Which partition.
+        partition: Partition,
+    },
+    /// The answer to [`ToRouter::Interest`].
+    Interested {
+        /// The request's number.
+        request: u64,
+        /// The number of the last digest to this gateway: with the next one nothing is missing.
+        digest: u64,
+        /// The last seqs of those in which something happened lately. The others' are what the router
+        /// before it said.
+        heads: Arc<[(ConversationId, Seq)]>,
+    },
     /// The answer to [`ToRouter::Tail`]: contiguous from the seq asked for, maybe empty.
     Tail {
         /// The request's number.
@@ -133,6 +157,8 @@ pub enum ToGateway {
     /// The heads of the conversations in which something happened lately. A gateway that
     /// misses a number opens all its conversations again.
     Digest {
+        /// Whose router says it.
+        partition: Partition,
         /// One more than in the digest before it, per router and gateway; a router that knows nothing
         /// of the gateway begins with its clock, so that no router's numbers go on with another's.
         number: u64,
@@ -147,10 +173,21 @@ pub enum ToGateway {
 /// Where a core's messages for the other side go. Never blocks: what doesn't fit is dropped.
 pub trait Peers: Send + Sync {
     /// To the router that owns a partition.
-    fn to_router(&self, from: GatewayId, partition: crate::ids::Partition, message: ToRouter);
+    fn to_router(&self, from: GatewayId, partition: Partition, message: ToRouter);
 
-    /// To a gateway worker.
-    fn to_gateway(&self, to: GatewayId, message: ToGateway);
+    /// From a partition's router to a gateway worker. Dropped when it is known here that another
+    /// has taken over: what a router doesn't know yet could be answered from what it no longer is.
+    fn to_gateway(&self, from: Partition, to: GatewayId, message: ToGateway);
+
+    /// From a partition's router to all gateways there are.
+    fn broadcast(&self, from: Partition, message: ToGateway);
+
+    /// A router of this server has taken a partition over; `end` is where the log ended then. All
+    /// gateways hear it as [`ToGateway::TookOver`].
+    fn took_over(&self, partition: Partition, end: Position);
+
+    /// The router of this server has given its partition up.
+    fn resigned(&self, partition: Partition);
 
     /// The gateways there are now.
     fn gateways(&self) -> Vec<GatewayId>;

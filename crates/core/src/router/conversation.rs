@@ -7,6 +7,7 @@ use super::Work;
 use super::cold::Missing;
 use super::rows_map::RowsMap;
 use crate::ids::{ConversationId, GatewayId, Micros, Position, Seq, UserId};
+use crate::ports::peers::Opened;
 use crate::record::{Content, Kind, Membership, Role, Send};
 use crate::rows::{
     BEFORE_BY_SEQ_MAX, Before, CursorRow, EventRow, GrantState, HeadState, MemberChange,
@@ -102,6 +103,29 @@ impl Conversation {
             }
         }
         missing
+    }
+
+    /// How it stands for a user whose rows are known.
+    pub fn opened(&self, id: ConversationId, user: UserId) -> Opened {
+        let head = self.head();
+        Opened {
+            conversation: id,
+            head: head.seq,
+            kind: head.kind,
+            grant: self.grant(user),
+            cursor: self.cursor(id, user),
+        }
+    }
+
+    /// Whether everything that [`Conversation::opened`] says is known.
+    pub fn knows(&self, user: UserId) -> bool {
+        let member = self.members.get(user);
+        self.head.is_some() && member.is_some_and(|m| m.grant.is_some() && m.cursor().is_some())
+    }
+
+    /// The last seq, unless the head's row isn't known yet.
+    pub fn known_head(&self) -> Option<Seq> {
+        self.head.map(|head| head.seq)
     }
 
     pub fn head(&self) -> HeadState {

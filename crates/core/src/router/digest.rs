@@ -58,8 +58,17 @@ impl Router {
         // take the second one for the next of the router before it.
         self.gateways.known.entry(from).or_insert(now);
         if self.next < self.caught_up_at
-            && matches!(message, ToRouter::Open { .. } | ToRouter::Cursors(_))
+            && matches!(
+                message,
+                ToRouter::Open { .. } | ToRouter::Interest { .. } | ToRouter::Cursors(_)
+            )
         {
+            if let ToRouter::Interest { conversations, .. } = &message {
+                // What is applied again until then is wanted, too.
+                for &id in conversations.iter().take(OPEN_MAX) {
+                    self.interest(id, from);
+                }
+            }
             // Its heads would be older than what clients have seen from the router before it.
             if self.early.len() < self.config.early_max {
                 self.early.push_back((from, message));
@@ -84,6 +93,10 @@ impl Router {
                 user,
                 conversations,
             } => self.open(from, request, user, conversations),
+            ToRouter::Interest {
+                request,
+                conversations,
+            } => self.interested(from, request, conversations),
             ToRouter::Close(conversations) => {
                 for id in conversations {
                     if let Some(conversation) = self.conversations.get_mut(&id) {
@@ -188,14 +201,7 @@ impl Router {
         let now = self.now;
         let conversation = self.conversation(id);
         conversation.touched = now;
-        let head = conversation.head();
-        let state = Opened {
-            conversation: id,
-            head: head.seq,
-            kind: head.kind,
-            grant: conversation.grant(user),
-            cursor: conversation.cursor(id, user),
-        };
+        let state = conversation.opened(id, user);
         let Some(gathering) = self.gateways.opening.get_mut(&(gateway, request)) else {
             return;
         };
@@ -207,9 +213,19 @@ impl Router {
                 .opening
                 .remove(&(gateway, request))
                 .expect("just found");
+            let mut states = gathering.states;
+            for state in &mut states {
+                // As it stands now: what came while others were read may be lost on its way, and a
+                // client that asks meanwhile is told that it has all.
+                if let Some(conversation) = self.conversations.get(&state.conversation)
+                    && conversation.knows(user)
+                {
+                    *state = conversation.opened(state.conversation, user);
+                }
+            }
             let message = ToGateway::Opened {
                 request,
-                states: gathering.states,
+                states,
                 later: Vec::new(),
             };
             self.out.push(Effect::Send {
@@ -217,6 +233,35 @@ impl Router {
                 message,
             });
         }
+    }
+
+    /// A gateway goes on with conversations that it has opened before another router.
+    fn interested(
+        &mut self,
+        from: GatewayId,
+        request: u64,
+        mut conversations: Vec<ConversationId>,
+    ) {
+        conversations.truncate(OPEN_MAX);
+        let mut heads = Vec::new();
+        for id in conversations {
+            self.interest(id, from);
+            // Those not in memory haven't changed since the position that this router began with:
+            // their last events were told before that was committed.
+            let conversation = self.conversations.get(&id);
+            heads.extend(
+                conversation
+                    .and_then(|c| c.known_head())
+                    .map(|seq| (id, seq)),
+            );
+        }
+        let digest = self.gateways.known.get(&from).copied().unwrap_or_default();
+        let message = ToGateway::Interested {
+            request,
+            digest,
+            heads: Arc::from(heads),
+        };
+        self.out.push(Effect::Send { to: from, message });
     }
 
     fn typing(&mut self, from: GatewayId, id: ConversationId, user: crate::ids::UserId, on: bool) {
@@ -265,6 +310,7 @@ impl Router {
             let mut heads = heads.remove(&gateway).unwrap_or_default();
             heads.sort_unstable();
             let message = ToGateway::Digest {
+                partition: self.partition,
                 number: *number,
                 heads: Arc::from(heads),
                 changes: changes.clone(),

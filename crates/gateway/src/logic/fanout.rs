@@ -1,11 +1,11 @@
 //! Events to sessions: one encoding a format, one compare and one send a session.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tidings_core::ids::{ConversationId, Partition, Seq, SessionId, UserId};
-use tidings_core::ports::peers::{Handed, ToRouter};
+use tidings_core::ids::{ConversationId, Seq, SessionId, UserId};
+use tidings_core::ports::peers::Handed;
 use tidings_core::record::Role;
 use tidings_core::rows::EventRow;
 use tidings_protocol::Format;
@@ -64,7 +64,7 @@ impl GatewayCore {
 
     /// Notes an event of a conversation that may be on its way to be opened: a router's answer about
     /// many conversations may be older than the events that overtook it.
-    fn came_early(&mut self, conversation: ConversationId, seq: Seq) {
+    pub(super) fn came_early(&mut self, conversation: ConversationId, seq: Seq) {
         /// What is beyond is shown by the next digest.
         const EARLY_MAX: usize = 16 << 10;
         if self.early.len() < EARLY_MAX || self.early.contains_key(&conversation) {
@@ -345,69 +345,6 @@ impl GatewayCore {
         if is_news && let Some(&slot) = slots.first() {
             tracing::debug!(%user, conversation = %row.conversation, "a local user has joined");
             self.ask_open(out, slot, vec![row.conversation], || OpenFor::Joined);
-        }
-    }
-
-    /// Heads in which something happened lately, and changes of members.
-    pub(super) fn digest<O: Outbound>(
-        &mut self,
-        out: &mut O,
-        number: u64,
-        heads: &[(ConversationId, Seq)],
-        changes: &[(ConversationId, Seq)],
-    ) {
-        if number != self.digest + 1 {
-            add(&self.metrics.digest_gaps, 1);
-        }
-        if number != self.digest + 1 || number == 1 {
-            // The router may not know which conversations are wanted, and membership events of
-            // conversations that aren't here may be lost: everything is asked again, in batches.
-            self.messages_lost(out);
-        }
-        self.digest = number;
-        self.digest_at = self.now;
-        let mut is_lost = false;
-        for &(conversation, seq) in heads.iter().chain(changes) {
-            self.head_heard(out, conversation, seq);
-            if self.opens > 0 && self.index.find(conversation).is_none() {
-                self.came_early(conversation, seq);
-            }
-        }
-        for &(conversation, seq) in changes {
-            let head_seen = self
-                .index
-                .find(conversation)
-                .map(|at| self.index.get(at).head_seen);
-            // What lies above is read, and counts when it is delivered. What doesn't may have made
-            // somebody here a member, whatever has been heard of the conversation since.
-            if head_seen.is_none_or(|head| seq <= head) {
-                is_lost |= self.change_seen(conversation, seq);
-            }
-        }
-        if is_lost {
-            self.messages_lost(out);
-        }
-    }
-
-    /// Notes that a change of a conversation's members is known; whether that is news.
-    fn change_seen(&mut self, conversation: ConversationId, seq: Seq) -> bool {
-        /// Beyond it all are forgotten: the next digest may have a few opened again in vain.
-        const SEEN_MAX: usize = 16 << 10;
-        if self.changes_seen.len() >= SEEN_MAX {
-            self.changes_seen = HashSet::new();
-        }
-        self.changes_seen.insert((conversation, seq))
-    }
-
-    /// Lets the routers know that there is this gateway when they are silent: one that has taken
-    /// over tells its digests only to those it has heard of.
-    pub(super) fn tick_digest<O: Outbound>(&mut self, out: &mut O) {
-        if self.now < self.digest_at + self.settings.digest_within || self.sessions.count == 0 {
-            return;
-        }
-        self.digest_at = self.now;
-        for partition in 0..self.settings.partitions {
-            out.to_router(Partition(partition), ToRouter::FannedOut(Vec::new()));
         }
     }
 }

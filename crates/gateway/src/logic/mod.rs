@@ -30,6 +30,7 @@ use tidings_protocol::{CloseCode, ErrorCode, Format};
 mod auth;
 mod blocks;
 mod commands;
+mod digest;
 mod fanout;
 mod frames;
 mod history;
@@ -101,12 +102,10 @@ pub struct GatewayCore {
     delays_told: HashMap<ConversationId, Seq>,
     /// Conversations with something missing that a tick tries to read again.
     gaps: Vec<ConversationId>,
-    /// The number of the last digest.
-    digest: u64,
+    /// What was heard of the routers, by partition.
+    digests: Box<[digest::Heard]>,
     /// Members' changes heard of lately, to see in a digest what was lost.
     changes_seen: HashSet<(ConversationId, Seq)>,
-    /// When it came, or when routers were last reminded of this gateway.
-    digest_at: Micros,
     watchers: HashMap<UserId, Vec<Slot>>,
     watch_changed: bool,
     /// What sessions that watch don't get to see; those not in it see all they watch.
@@ -127,6 +126,7 @@ pub struct GatewayCore {
 impl GatewayCore {
     /// A worker without sessions.
     pub fn new(settings: Settings, metrics: Arc<GatewayMetrics>) -> Self {
+        let digests = vec![digest::Heard::default(); settings.partitions as usize].into();
         GatewayCore {
             sessions: Sessions::new(settings.session_base, settings.hash_seed),
             index: Index::new(settings.hash_seed),
@@ -151,9 +151,8 @@ impl GatewayCore {
             early: HashMap::new(),
             delays_told: HashMap::new(),
             gaps: Vec::new(),
-            digest: 0,
+            digests,
             changes_seen: HashSet::new(),
-            digest_at: 0,
             watchers: HashMap::new(),
             watch_changed: false,
             unseen: HashMap::new(),
@@ -239,11 +238,18 @@ impl GatewayCore {
                 user,
                 on,
             } => self.typing(out, conversation, user, on),
+            ToGateway::TookOver { partition } => self.took_over(out, partition),
+            ToGateway::Interested {
+                request,
+                digest,
+                heads,
+            } => self.interested(out, request, digest, &heads),
             ToGateway::Digest {
+                partition,
                 number,
                 heads,
                 changes,
-            } => self.digest(out, number, &heads, &changes),
+            } => self.digest(out, partition, number, &heads, &changes),
         }
     }
 

@@ -436,18 +436,22 @@ pub(super) fn requests_of(settings: &super::Settings, conversations: &[Conversat
 }
 
 impl GatewayCore {
+    /// The conversations that routers were asked of and haven't answered.
+    pub(super) fn being_opened(&self) -> impl Iterator<Item = ConversationId> {
+        let opening = self.requests.values().filter_map(|request| match request {
+            Request::Open { conversations, .. } => Some(conversations),
+            _ => None,
+        });
+        opening.flatten().copied()
+    }
+
     /// Tells the routers of conversations nobody here wants any more, unless somebody is just
     /// opening them: that answer would be the last thing heard.
     pub(super) fn flush_closes<O: Outbound>(&mut self, out: &mut O) {
         if self.closes.is_empty() {
             return;
         }
-        let mut opening = BTreeSet::new();
-        for request in self.requests.values() {
-            if let Request::Open { conversations, .. } = request {
-                opening.extend(conversations.iter().copied());
-            }
-        }
+        let opening: BTreeSet<ConversationId> = self.being_opened().collect();
         let mut closes = std::mem::take(&mut self.closes);
         closes.sort_unstable();
         closes.dedup();

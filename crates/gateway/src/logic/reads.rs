@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use tidings_core::ids::{ConversationId, Micros, Seq, SessionId};
+use tidings_core::ids::{ConversationId, Micros, Partition, Seq, SessionId};
 use tidings_core::ports::peers::ToRouter;
 use tidings_core::ports::store::StoreError;
 use tidings_core::rows::EventRow;
@@ -27,6 +27,13 @@ pub(super) enum Request {
         session: SessionId,
         conversations: Vec<ConversationId>,
         why: OpenFor,
+        until: Micros,
+    },
+    /// That a router which has taken over knows what is wanted here.
+    Interest {
+        partition: Partition,
+        conversations: Vec<ConversationId>,
+        tries: u8,
         until: Micros,
     },
     /// Events.
@@ -228,7 +235,9 @@ impl GatewayCore {
             .requests
             .iter()
             .filter(|(_, request)| match request {
-                Request::Open { until, .. } | Request::Presence { until, .. } => *until <= now,
+                Request::Open { until, .. }
+                | Request::Interest { until, .. }
+                | Request::Presence { until, .. } => *until <= now,
                 Request::Read(read) => read.until <= now,
             })
             .map(|(&id, _)| id)
@@ -243,6 +252,7 @@ impl GatewayCore {
                 }
                 Some(Request::Read(_)) => self.read_done(out, id, &[]),
                 Some(Request::Open { .. }) => self.open_lost(out, id),
+                Some(Request::Interest { .. }) => self.interest_lost(out, id),
                 Some(Request::Presence { .. }) => self.presence_lost(id),
                 None => {}
             }

@@ -79,7 +79,7 @@ impl Outside {
                         .into_iter()
                         .map(|c| opened(c, user, head))
                         .collect();
-                    self.peers.to_gateway(
+                    self.peers.deliver(
                         gateway,
                         ToGateway::Opened {
                             request,
@@ -111,7 +111,7 @@ impl Outside {
         };
         let answer = sequencer::decide(record.conversation, &before, &send, 2_000);
         let (session, taken) = (send.origin.session, send.taken);
-        self.peers.to_gateway(
+        self.peers.deliver(
             send.origin.gateway,
             ToGateway::Answer {
                 session,
@@ -131,7 +131,7 @@ impl Outside {
                     except: session,
                     taken,
                 };
-                self.peers.to_gateway(gateway, event);
+                self.peers.deliver(gateway, event);
             }
         }
     }

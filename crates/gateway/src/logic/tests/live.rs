@@ -208,6 +208,45 @@ fn a_missing_digest_makes_the_gateway_ask_everything_again() {
 }
 
 #[test]
+fn a_router_that_takes_over_is_told_what_is_wanted_until_it_answers() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    let slot = world.online(1);
+    world.out.digest(None);
+    world.pass(2);
+    // The new router knows nothing of this gateway, and something came meanwhile.
+    world.out.room_unwanted(room);
+    world.send_elsewhere(2, room);
+    world.settle();
+    assert_eq!(seqs(&world.take(slot), room), [0; 0]);
+    world.out.is_router_deaf = true;
+    let partition = tidings_core::ids::Partition(0);
+    world.out.took_over(partition);
+    world.pass(3);
+    world.out.is_router_deaf = false;
+    world.pass(3);
+    assert_eq!(
+        seqs(&world.take(slot), room),
+        [2],
+        "what was missed is read"
+    );
+    world.send_elsewhere(2, room);
+    world.settle();
+    assert_eq!(
+        seqs(&world.take(slot), room),
+        [3],
+        "and what comes is pushed"
+    );
+    world.out.digest(Some(77));
+    world.pass(2);
+    assert_eq!(
+        world.metric(|m| &m.digest_gaps),
+        0,
+        "its digests have their own numbers"
+    );
+}
+
+#[test]
 fn a_lost_join_is_found_by_the_next_digest_though_none_is_missing() {
     let mut world = World::new();
     world.room(5, &[1, 2]);

@@ -190,6 +190,23 @@ impl Outbound for Outside {
                 user,
                 on,
             },
+            ToRouter::Interest {
+                request,
+                conversations,
+            } => {
+                let mut heads = Vec::new();
+                for id in conversations {
+                    let room = self.rooms.entry(id).or_default();
+                    room.is_wanted = true;
+                    heads.push((id, room.head.seq));
+                }
+                self.digest = 76;
+                ToGateway::Interested {
+                    request,
+                    digest: 76,
+                    heads: heads.into(),
+                }
+            }
             ToRouter::Cursors(_) | ToRouter::FannedOut(_) => return,
             #[allow(unreachable_patterns)]
             _ => return,
@@ -405,6 +422,15 @@ impl Outside {
         }
     }
 
+    pub fn room_unwanted(&mut self, room: ConversationId) {
+        self.rooms.entry(room).or_default().is_wanted = false;
+    }
+
+    pub fn took_over(&mut self, partition: Partition) {
+        self.inbox
+            .push_back(Input::Router(ToGateway::TookOver { partition }));
+    }
+
     pub fn digest(&mut self, number: Option<u64>) {
         self.digest = number.unwrap_or(self.digest + 1);
         let heads = self
@@ -418,6 +444,7 @@ impl Outside {
             .map(|row| (row.conversation, row.seq))
             .collect();
         self.inbox.push_back(Input::Router(ToGateway::Digest {
+            partition: Partition(0),
             number: self.digest,
             heads,
             changes,
