@@ -16,7 +16,7 @@ use tidings_core::in_process::{GatewayInbox, InProcessPeers, REST_AFTER, rest};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::Directory;
 use tidings_core::ports::log::Log;
-use tidings_core::ports::peers::ToGateway;
+use tidings_core::ports::peers::{Peers, ToGateway};
 use tidings_core::ports::registry::Registry;
 use tidings_core::ports::store::Store;
 use tidings_protocol::Format;
@@ -62,8 +62,10 @@ pub struct Ports {
     pub directory: Arc<dyn Directory>,
     /// Who is connected where.
     pub registry: Arc<dyn Registry>,
-    /// The way to the routers and back.
-    pub peers: Arc<InProcessPeers>,
+    /// The way to the routers.
+    pub peers: Arc<dyn Peers>,
+    /// Where their messages for the workers here come in.
+    pub local: Arc<InProcessPeers>,
     /// Who a token speaks for.
     pub authenticator: Arc<dyn Authenticator>,
     /// The lists of users' conversations that are remembered.
@@ -103,7 +105,7 @@ pub fn worker(
     let inbox = Arc::new(Inbox::default());
     let (gateway, peers, gateways) = (
         settings.gateway,
-        Arc::clone(&ports.peers),
+        Arc::clone(&ports.local),
         Arc::clone(&ports.gateways),
     );
     let wake = Arc::clone(&inbox);

@@ -8,12 +8,13 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde_json::{Value, json};
-use tidings_backends::{file_log, lsm};
-use tidings_core::ports::directory::Directory;
+use futures_util::future::join_all;
+use serde_json::{Map, Value, json};
 use tidings_gateway::worker::Pool;
 
 use crate::metrics::Scrape;
+use crate::parts::Part;
+use crate::routers::Routers;
 
 /// How long readiness waits for one part.
 const CHECK_MAX: std::time::Duration = std::time::Duration::from_secs(1);
@@ -22,16 +23,12 @@ const CHECK_MAX: std::time::Duration = std::time::Duration::from_secs(1);
 pub struct Health {
     /// Set when the server has begun to drain.
     pub draining: AtomicBool,
-    /// Set when routing has ended though nobody asked.
-    pub broken: AtomicBool,
+    /// The routers here.
+    pub routers: Arc<Routers>,
     /// Connections, and whether too many of them panic.
     pub pool: Arc<Pool>,
-    /// The log.
-    pub log: Arc<file_log::Metrics>,
-    /// The store.
-    pub store: Arc<lsm::LsmStore>,
-    /// The directory.
-    pub directory: Arc<dyn Directory>,
+    /// Log, store and so on.
+    pub parts: Vec<Box<dyn Part>>,
     /// The figures.
     pub scrape: Scrape,
 }
@@ -61,37 +58,57 @@ fn answer(ok: bool, body: Value) -> Response {
 
 /// Whether the process is worth keeping: not when routing has ended or connections panic all the time.
 async fn live(State(health): State<Arc<Health>>) -> Response {
-    let ok = !health.broken.load(Ordering::Relaxed) && !health.pool.is_unhealthy();
+    let ok = !health.routers.is_broken() && !health.pool.is_unhealthy();
     answer(ok, json!({ "status": if ok { "ok" } else { "down" } }))
 }
 
 /// Whether new clients should come here; tells degraded parts from missing ones.
 async fn ready(State(health): State<Arc<Health>>) -> Response {
-    let began = std::time::Instant::now();
-    let asked = tokio::time::timeout(CHECK_MAX, health.directory.outbox_pending(1)).await;
-    let directory = matches!(asked, Ok(Ok(_)));
-    let store_full = health.store.figures().full != 0;
-    let routing = !health.broken.load(Ordering::Relaxed);
+    let asked = health.parts.iter().map(|part| async move {
+        let began = std::time::Instant::now();
+        let answer = tokio::time::timeout(CHECK_MAX, part.check()).await;
+        let latency_ms = (began.elapsed().as_secs_f64() * 1e6).round() / 1e3;
+        let answer = answer.unwrap_or_else(|_| Err("not answering".into()));
+        (part, answer, latency_ms)
+    });
+    let (mut missing, mut degraded) = (false, false);
+    let mut parts = Map::new();
+    for (part, answer, latency_ms) in join_all(asked).await {
+        let mut shown = match answer {
+            Ok(Value::Object(details)) => {
+                let mut shown = Map::new();
+                shown.insert("status".into(), "ok".into());
+                shown.extend(details);
+                shown
+            }
+            Ok(_) => Map::from_iter([("status".to_owned(), "ok".into())]),
+            Err(reason) => {
+                missing |= part.is_needed();
+                degraded = true;
+                Map::from_iter([("status".to_owned(), reason.into())])
+            }
+        };
+        shown.insert("latency_ms".into(), latency_ms.into());
+        parts.insert(part.name().into(), shown.into());
+    }
+    let routing = !health.routers.is_broken();
+    parts.insert(
+        "routing".into(),
+        json!({
+            "status": if routing { "ok" } else { "down" },
+            "partitions": health.routers.partitions().len(),
+            "backlog_records": health.routers.backlog_records(),
+        }),
+    );
     let draining = health.draining.load(Ordering::Relaxed);
-    let log = health.log.figures();
-    let ok = routing && !draining && !health.pool.is_unhealthy();
-    let status = match (ok, directory && !store_full) {
-        (true, true) => "ok",
-        (true, false) => "degraded",
+    let ok = routing && !missing && !draining && !health.pool.is_unhealthy();
+    let status = match (ok, degraded) {
+        (true, false) => "ok",
+        (true, true) => "degraded",
         (false, _) if draining => "draining",
         (false, _) => "down",
     };
-    let state = |up: bool, down: &'static str| if up { "ok" } else { down };
-    let body = json!({
-        "status": status,
-        "parts": {
-            "routing": { "status": state(routing, "down") },
-            "log": { "status": "ok", "last_sync_ms": log.last_fsync_us as f64 / 1000.0, "queue_records": log.queue_records },
-            "store": { "status": state(!store_full, "disk full") },
-            "directory": { "status": state(directory, "not answering"), "latency_ms": began.elapsed().as_secs_f64() * 1000.0 },
-        },
-    });
-    answer(ok, body)
+    answer(ok, json!({ "status": status, "parts": parts }))
 }
 
 async fn metrics(State(health): State<Arc<Health>>) -> Response {

@@ -1,19 +1,26 @@
-//! The embedded parts: everything durable in one folder. The one place that chooses parts.
+//! The embedded parts: everything durable in one folder.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use serde_json::{Value, json};
 use tidings_backends::disk::RealDisk;
 use tidings_backends::file_log::{self, FileLog};
 use tidings_backends::lsm::{LsmStore, Options};
 use tidings_backends::sqlite::{SqliteDirectory, SqliteSettings};
 use tidings_core::ids::{Partition, Position};
-use tidings_core::in_process::InProcessRegistry;
+use tidings_core::in_process::{InProcessPeers, InProcessRegistry};
+use tidings_core::ports::BoxFuture;
+use tidings_core::ports::directory::Conversations;
 use tidings_core::ports::log::Log;
-use tidings_core::ports::registry::Registry;
+use tidings_core::ports::ownership::{Change, Ownership};
 
 use crate::config::Config;
+use crate::metrics::Page;
+use crate::parts::{Figures, Keeper, Part, Parts};
 use crate::system;
 
 /// The only partition of the embedded log.
@@ -81,9 +88,180 @@ pub fn directory(config: &Config) -> anyhow::Result<Arc<SqliteDirectory>> {
     Ok(Arc::new(directory))
 }
 
-/// Who is connected, in memory.
-pub fn registry() -> Arc<dyn Registry> {
-    Arc::new(InProcessRegistry::new(system::now))
+/// All parts.
+pub fn parts(config: &Config) -> anyhow::Result<Parts> {
+    let storage = storage(config)?;
+    let directory = directory(config)?;
+    let local = Arc::new(InProcessPeers::new(storage.log.partitions()));
+    let health: Vec<Box<dyn Part>> = vec![
+        Box::new(LogPart(storage.log.clone())),
+        Box::new(StorePart(storage.store.clone())),
+        Box::new(DirectoryPart(directory.clone())),
+    ];
+    Ok(Parts {
+        epoch: storage.log.end(PARTITION).epoch,
+        ownership: Arc::new(AlwaysOwner::default()),
+        directory,
+        registry: Arc::new(InProcessRegistry::new(system::now)),
+        peers: local.clone(),
+        local,
+        server: 0,
+        keys: keys(config)?,
+        health,
+        figures: Box::new(StorageFigures(storage.log.clone(), storage.store.clone())),
+        log: storage.log.clone(),
+        store: storage.store.clone(),
+        keeper: Box::new(storage),
+    })
+}
+
+/// The folder of the keys that sign tokens.
+pub fn keys(config: &Config) -> anyhow::Result<PathBuf> {
+    let keys = match &config.auth.keys_dir {
+        dir if dir.as_os_str().is_empty() => config.data.dir.join("auth"),
+        dir => dir.clone(),
+    };
+    make_private(&keys)?;
+    Ok(keys)
+}
+
+/// The only partition is this server's from the start to the end.
+#[derive(Default)]
+pub struct AlwaysOwner(AtomicBool);
+
+impl Ownership for AlwaysOwner {
+    fn next(&self) -> BoxFuture<'_, Change> {
+        if self.0.swap(true, Ordering::Relaxed) {
+            Box::pin(std::future::pending())
+        } else {
+            Box::pin(std::future::ready(Change::Gained(PARTITION)))
+        }
+    }
+
+    fn released(&self, _: Partition) {}
+}
+
+impl Keeper for Storage {
+    fn end(&self, within: Duration) -> BoxFuture<'_, ()> {
+        // A disk that hangs must not keep the process: what isn't flushed is in the log.
+        std::thread::spawn(move || {
+            std::thread::sleep(within);
+            tracing::error!("the disk did not answer in time; the next start goes on from the log");
+            std::process::exit(75);
+        });
+        Box::pin(async {
+            if let Err(error) = self.store.flush() {
+                tracing::warn!(%error, "the store was not flushed; the next start reads the log");
+            }
+            let settled = self.store.settled(PARTITION);
+            if settled > Position::default() {
+                _ = self.log.commit(PARTITION, settled).await;
+            }
+            self.log.shutdown();
+        })
+    }
+}
+
+struct LogPart(Arc<FileLog>);
+
+impl Part for LogPart {
+    fn name(&self) -> &'static str {
+        "log"
+    }
+
+    fn is_needed(&self) -> bool {
+        true
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<Value, String>> {
+        let log = self.0.metrics().figures();
+        Box::pin(std::future::ready(Ok(json!({
+            "last_sync_ms": log.last_fsync_us as f64 / 1000.0,
+            "queue_records": log.queue_records,
+        }))))
+    }
+}
+
+struct StorePart(Arc<LsmStore>);
+
+impl Part for StorePart {
+    fn name(&self) -> &'static str {
+        "store"
+    }
+
+    fn is_needed(&self) -> bool {
+        false
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<Value, String>> {
+        let is_full = self.0.figures().full != 0;
+        Box::pin(std::future::ready(if is_full {
+            Err("disk full".into())
+        } else {
+            Ok(json!({}))
+        }))
+    }
+}
+
+struct DirectoryPart(Arc<SqliteDirectory>);
+
+impl Part for DirectoryPart {
+    fn name(&self) -> &'static str {
+        "directory"
+    }
+
+    fn is_needed(&self) -> bool {
+        false
+    }
+
+    fn check(&self) -> BoxFuture<'_, Result<Value, String>> {
+        Box::pin(async {
+            match self.0.outbox_pending(1).await {
+                Ok(_) => Ok(json!({})),
+                Err(_) => Err("not answering".into()),
+            }
+        })
+    }
+}
+
+struct StorageFigures(Arc<FileLog>, Arc<LsmStore>);
+
+impl Figures for StorageFigures {
+    fn write(&self, page: &mut Page<'_>) -> std::fmt::Result {
+        let (log, store) = (self.0.metrics().figures(), self.1.figures());
+        page.counter("chat_log_fsyncs", "Syncs of the log.", log.fsyncs)?;
+        page.counter("chat_log_records", "Records appended.", log.records)?;
+        page.counter(
+            "chat_log_appended_bytes",
+            "Bytes of records appended.",
+            log.bytes,
+        )?;
+        page.counter(
+            "chat_log_refused",
+            "Records refused: queue or disk full.",
+            log.refused + log.full,
+        )?;
+        page.gauge(
+            "chat_log_queue_records",
+            "Records waiting for the disk.",
+            log.queue_records as i64,
+        )?;
+        page.gauge(
+            "chat_log_retained_bytes",
+            "Bytes of the log's files.",
+            log.retained_bytes as i64,
+        )?;
+        page.gauge(
+            "chat_store_files_bytes",
+            "Bytes of the store's files.",
+            store.segment_bytes as i64,
+        )?;
+        page.gauge(
+            "chat_store_memory_bytes",
+            "Bytes of rows gathered in memory.",
+            store.unflushed_bytes as i64,
+        )
+    }
 }
 
 /// Makes the folder, for this user only.

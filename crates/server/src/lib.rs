@@ -2,13 +2,18 @@
 
 pub mod admin;
 pub mod auth;
+#[cfg(feature = "cluster")]
+pub mod cluster;
 pub mod config;
 pub mod embedded;
 pub mod http;
 pub mod metrics;
 pub mod offline;
+pub mod parts;
 pub mod relay;
 pub mod routed;
+pub mod routers;
 pub mod routing;
 pub mod serve;
 pub mod system;
+mod workers;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tidings::config::{self, Flags, Loaded};
@@ -47,7 +48,9 @@ struct SettingsArgs {
 #[derive(Subcommand)]
 enum Command {
     /// Serve (what happens without a command, too)
-    Serve(SettingsArgs),
+    Serve(Serve),
+    /// Make and upgrade what a cluster's engines hold: topics, tables, bucket, keys
+    Migrate(Serve),
     /// Print the effective settings and where each came from
     Config(SettingsArgs),
     /// Make an API key for a server of yours; it is printed once
@@ -61,6 +64,15 @@ enum Command {
     #[command(hide = true)]
     BenchLoad(tidings_cli::bench::LoadArgs),
     Verify(tidings_cli::verify::Args),
+}
+
+#[derive(Args)]
+struct Serve {
+    /// Wait so many seconds for engines that don't answer yet, instead of failing at once
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "300", default_value = "0")]
+    wait: u64,
+    #[command(flatten)]
+    settings: SettingsArgs,
 }
 
 #[derive(Args)]
@@ -131,11 +143,22 @@ fn logging() -> anyhow::Result<()> {
 }
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    match cli.command.unwrap_or(Command::Serve(cli.settings)) {
-        Command::Serve(settings) => {
+    let serve = Serve {
+        wait: 0,
+        settings: cli.settings,
+    };
+    match cli.command.unwrap_or(Command::Serve(serve)) {
+        Command::Serve(Serve { wait, settings }) => {
             let loaded = settings.load()?;
             logging()?;
-            tidings::serve::run(&loaded.config)?;
+            tidings::serve::run(&loaded.config, Duration::from_secs(wait))?;
+        }
+        Command::Migrate(Serve { wait, settings }) => {
+            let loaded = settings.load()?;
+            logging()?;
+            for line in tidings::offline::migrate(&loaded.config, Duration::from_secs(wait))? {
+                println!("{line}");
+            }
         }
         Command::Config(settings) => print!("{}", settings.load()?),
         Command::ApiKey(ApiKey {

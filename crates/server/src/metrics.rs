@@ -12,7 +12,6 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
-use tidings_backends::{file_log, lsm};
 use tidings_core::in_process::PeerCounts;
 use tidings_core::record::Kind;
 use tidings_gateway::logic::{GatewayMetrics, LATENCY_BOUNDS};
@@ -20,7 +19,7 @@ use tidings_gateway::worker::{Pool, Stats};
 use tidings_protocol::{CloseCode, ErrorCode};
 
 use crate::routed::Routed;
-use crate::routing::Gauge;
+use crate::routers::Routers;
 
 /// Where the figures come from.
 #[derive(Clone)]
@@ -33,14 +32,12 @@ pub struct Sources {
     pub pool: Arc<Pool>,
     /// Of messages without a session.
     pub routed: Arc<Routed>,
-    /// The router's.
-    pub router: Arc<Gauge>,
+    /// Of the routers here.
+    pub routers: Arc<Routers>,
     /// Messages dropped between them.
     pub peers: Arc<PeerCounts>,
-    /// The log's.
-    pub log: Arc<file_log::Metrics>,
-    /// The store's.
-    pub store: Arc<lsm::LsmStore>,
+    /// Those of log, store and so on.
+    pub engines: Arc<dyn crate::parts::Figures>,
 }
 
 /// The text of a scrape, in the OpenMetrics format.
@@ -71,11 +68,12 @@ impl std::fmt::Debug for Figures {
     }
 }
 
-struct Page<'a>(DescriptorEncoder<'a>);
+/// Where figures are written, each under its name.
+pub struct Page<'a>(DescriptorEncoder<'a>);
 
 impl Page<'_> {
     /// A counter; `_total` is added to its name.
-    fn counter(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
+    pub fn counter(&mut self, name: &str, help: &str, value: u64) -> std::fmt::Result {
         let counter = ConstCounter::new(value);
         counter.encode(
             self.0
@@ -83,7 +81,26 @@ impl Page<'_> {
         )
     }
 
-    fn counters(
+    /// A counter of microseconds, shown as seconds.
+    pub fn counter_of_seconds(&mut self, name: &str, help: &str, us: u64) -> std::fmt::Result {
+        let counter = ConstCounter::new(us as f64 / 1e6);
+        counter.encode(
+            self.0
+                .encode_descriptor(name, help, None, MetricType::Counter)?,
+        )
+    }
+
+    /// A gauge of microseconds, shown as seconds.
+    pub fn gauge_of_seconds(&mut self, name: &str, help: &str, us: u64) -> std::fmt::Result {
+        let gauge = ConstGauge::new(us as f64 / 1e6);
+        gauge.encode(
+            self.0
+                .encode_descriptor(name, help, None, MetricType::Gauge)?,
+        )
+    }
+
+    /// Counters of one name, told apart by a label.
+    pub fn counters(
         &mut self,
         name: &str,
         help: &str,
@@ -99,7 +116,8 @@ impl Page<'_> {
         Ok(())
     }
 
-    fn gauge(&mut self, name: &str, help: &str, value: i64) -> std::fmt::Result {
+    /// A gauge.
+    pub fn gauge(&mut self, name: &str, help: &str, value: i64) -> std::fmt::Result {
         let gauge = ConstGauge::new(value);
         gauge.encode(
             self.0
@@ -229,7 +247,7 @@ impl Figures {
     }
 
     fn messages(&self, page: &mut Page<'_>) -> std::fmt::Result {
-        let router = self.0.router.counters();
+        let router = self.0.routers.counters();
         let kinds = [
             ("text", Kind::Text),
             ("json", Kind::Json),
@@ -333,47 +351,12 @@ impl Figures {
     }
 
     fn storage(&self, page: &mut Page<'_>) -> std::fmt::Result {
-        let (log, store, router) = (
-            self.0.log.figures(),
-            self.0.store.figures(),
-            self.0.router.counters(),
-        );
-        page.counter("chat_log_fsyncs", "Syncs of the log.", log.fsyncs)?;
-        page.counter("chat_log_records", "Records appended.", log.records)?;
-        page.counter(
-            "chat_log_appended_bytes",
-            "Bytes of records appended.",
-            log.bytes,
-        )?;
-        page.counter(
-            "chat_log_refused",
-            "Records refused: queue or disk full.",
-            log.refused + log.full,
-        )?;
-        page.gauge(
-            "chat_log_queue_records",
-            "Records waiting for the disk.",
-            log.queue_records as i64,
-        )?;
-        page.gauge(
-            "chat_log_retained_bytes",
-            "Bytes of the log's files.",
-            log.retained_bytes as i64,
-        )?;
+        let router = self.0.routers.counters();
+        self.0.engines.write(page)?;
         page.gauge(
             "chat_backlog_records",
             "Records committed and not yet stored.",
-            self.0.router.backlog_records.load(Ordering::Relaxed) as i64,
-        )?;
-        page.gauge(
-            "chat_store_files_bytes",
-            "Bytes of the store's files.",
-            store.segment_bytes as i64,
-        )?;
-        page.gauge(
-            "chat_store_memory_bytes",
-            "Bytes of rows gathered in memory.",
-            store.unflushed_bytes as i64,
+            self.0.routers.backlog_records() as i64,
         )?;
         page.counter(
             "chat_store_retries",

@@ -5,30 +5,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use tidings_core::in_process::InProcessPeers;
-use tidings_core::ports::directory::Directory;
-use tidings_core::ports::log::Log;
-use tidings_core::ports::store::Store;
+use tokio::runtime::Runtime;
 
 use crate::auth::Auth;
-use crate::config::Config;
-use crate::{embedded, serve, system};
+use crate::config::{Config, Mode};
+use crate::{embedded, parts, routers, serve, system};
 
 /// How long routing what the log still holds may take.
 const DRAIN_MAX: Duration = Duration::from_secs(600);
 
 /// Makes an API key; it is shown this once.
 pub fn create_api_key(config: &Config, name: &str) -> anyhow::Result<String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = runtime()?;
     let _entered = runtime.enter();
-    let directory: Arc<dyn Directory> = embedded::directory(config)?;
-    let dir = config.data.dir.join("auth");
-    embedded::make_private(&dir)?;
     runtime.block_on(async {
+        let (directory, keys) = parts::directory(config).await?;
         let auth = Auth::open(
-            &dir,
+            &keys,
             directory,
             serve::auth_settings(config)?,
             Arc::new(system::now),
@@ -37,6 +30,19 @@ pub fn create_api_key(config: &Config, name: &str) -> anyhow::Result<String> {
         let (_, secret) = auth.create_api_key(name, vec!["server".into()]).await?;
         Ok(secret)
     })
+}
+
+/// Makes and upgrades what a cluster's engines hold; a line for each thing done.
+pub fn migrate(config: &Config, wait: Duration) -> anyhow::Result<Vec<String>> {
+    let runtime = runtime()?;
+    runtime.block_on(parts::waiting(wait, || parts::migrate(config)))
+}
+
+fn runtime() -> anyhow::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("can't start the runtime")
 }
 
 /// Bytes of each part of a data folder, after everything was stored and merged.
@@ -53,33 +59,34 @@ pub struct Sizes {
 
 /// Routes what the log still holds, flushes, trims the log and merges the store.
 pub fn compact(config: &Config) -> anyhow::Result<Sizes> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    if config.server.mode != Mode::Embedded {
+        bail!("server.mode: in a cluster the engines do this by themselves");
+    }
+    let runtime = runtime()?;
     let _entered = runtime.enter();
-    let storage = embedded::storage(config)?;
-    let directory: Arc<dyn Directory> = embedded::directory(config)?;
-    let partition = embedded::PARTITION;
-    let (log, store): (Arc<dyn Log>, Arc<dyn Store>) = (storage.log.clone(), storage.store.clone());
+    let parts = embedded::parts(config)?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let peers = Arc::new(InProcessPeers::new(1));
-    let (router, gauge) = serve::route_offline(&log, &store, &directory, &peers, stopped)?;
+    let (thread, routers) = routers::start(
+        serve::routing_parts(&parts),
+        parts.ownership.clone(),
+        parts.local.clone(),
+        stopped,
+    )?;
     let began = Instant::now();
-    let end = log.end(partition).offset;
-    while gauge.settled.load(std::sync::atomic::Ordering::Relaxed) < end {
-        if began.elapsed() > DRAIN_MAX || router.is_finished() {
+    let end = parts.log.end(embedded::PARTITION).offset;
+    while routers.settled(embedded::PARTITION) < end {
+        if began.elapsed() > DRAIN_MAX || routers.is_broken() {
             bail!("the log's records could not all be stored");
         }
         std::thread::sleep(Duration::from_millis(20));
     }
     stop.send_replace(true);
-    router.join().ok().context("routing failed")?;
-    storage.store.flush()?;
-    storage.store.compact_all()?;
-    let settled = storage.store.settled(partition);
-    runtime.block_on(log.commit(partition, settled))?;
-    drop(log);
-    storage.log.shutdown();
+    thread.join().ok().context("routing failed")?;
+    runtime.block_on(parts.keeper.end(DRAIN_MAX));
+    drop(parts);
+    let store = embedded::storage(config)?;
+    store.store.compact_all()?;
+    store.log.shutdown();
     let dir = &config.data.dir;
     Ok(Sizes {
         log: bytes_in(&dir.join("log"))?,

@@ -79,7 +79,7 @@ pub struct Routed {
     log: Arc<dyn Log>,
     store: Arc<dyn Store>,
     directory: Arc<dyn Directory>,
-    peers: Arc<InProcessPeers>,
+    peers: Arc<dyn Peers>,
     clock: fn() -> Micros,
     waiting: Mutex<Waiting>,
     random: fn() -> u64,
@@ -87,19 +87,21 @@ pub struct Routed {
 }
 
 impl Routed {
+    #[allow(clippy::too_many_arguments)]
     /// Joins the peers as `id`; the future must run for answers to arrive.
     pub fn new(
         id: GatewayId,
         log: Arc<dyn Log>,
         store: Arc<dyn Store>,
         directory: Arc<dyn Directory>,
-        peers: Arc<InProcessPeers>,
+        peers: Arc<dyn Peers>,
+        local: &Arc<InProcessPeers>,
         clock: fn() -> Micros,
         random: fn() -> u64,
     ) -> (Arc<Routed>, impl Future<Output = ()> + use<>) {
         let notify = Arc::new(Notify::new());
         let wake = notify.clone();
-        let inbox = peers.add_gateway(id, Box::new(move || wake.notify_one()));
+        let inbox = local.add_gateway(id, Box::new(move || wake.notify_one()));
         let routed = Arc::new(Routed {
             taken: Default::default(),
             id,

@@ -33,11 +33,18 @@ const READ_BYTES_MAX: usize = 1 << 20;
 /// How often the router hears the time.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Conversations whose cursors are read at once.
+const CURSOR_READS_MAX: usize = 32;
+
 /// How many ticks after which it is looked whether the log knows what is durable: the store
 /// flushes by itself too, and when no records come nobody would tell.
 const SETTLE_TICKS: u32 = 50;
 
+/// How long the last settling may take; without it more is applied again.
+const SETTLE_AT_END_MAX: Duration = Duration::from_secs(1);
+
 /// What the routing thread works with.
+#[derive(Clone)]
 pub struct Parts {
     /// Where records come from.
     pub log: Arc<dyn Log>,
@@ -88,7 +95,8 @@ enum Input {
     SinceRead(u64, Option<Vec<EventRow>>),
     EventsRead(u64, Option<Vec<EventRow>>),
     CursorsRead(u64, Option<Vec<CursorRow>>),
-    CursorsStored(Vec<CursorRow>),
+    /// What was put, and what the store has of the same members now.
+    CursorsStored(Vec<CursorRow>, Vec<CursorRow>),
     CursorsRefused(Vec<CursorRow>),
     Done,
 }
@@ -99,8 +107,8 @@ enum Input {
 /// When the log can't be read where it must be: an operator has to look.
 pub async fn run(
     partition: Partition,
-    parts: Parts,
-    mut requests: impl Requests,
+    parts: &Parts,
+    requests: &mut impl Requests,
     gauge: Arc<Gauge>,
     mut stop: watch::Receiver<bool>,
 ) -> Result<(), LogError> {
@@ -135,25 +143,28 @@ pub async fn run(
                     router.peer(from, message, (parts.clock)());
                 }
             }
-            Some(input) = tasks.next(), if !tasks.is_empty() => apply(&mut router, input, &parts),
+            Some(input) = tasks.next(), if !tasks.is_empty() => apply(&mut router, input, parts),
             _ = tick.tick() => {
                 router.tick((parts.clock)());
                 ticks = ticks.wrapping_add(1);
                 if ticks.is_multiple_of(SETTLE_TICKS) {
                     rest();
-                    let again = settle_again(router.settled_position(), partition, &parts);
+                    let again = settle_again(router.settled_position(), partition, parts);
                     if let Some(input) = now_or_later(again, &mut tasks) {
-                        apply(&mut router, input, &parts);
+                        apply(&mut router, input, parts);
                     }
                 }
             }
             _ = stop.changed() => break,
         }
-        perform(&mut router, partition, &parts, &mut tasks);
-        show(&router, &gauge, &parts, partition);
+        perform(&mut router, partition, parts, &mut tasks);
+        show(&router, &gauge, parts, partition);
     }
     parts.peers.resigned(partition);
-    // What is accepted is in the log; the next start goes on from what is settled.
+    // What is accepted is in the log. Whoever goes on begins at what is settled: the less is behind it,
+    // the less is applied again.
+    let settled = settle_again(router.settled_position(), partition, parts);
+    _ = tokio::time::timeout(SETTLE_AT_END_MAX, settled).await;
     Ok(())
 }
 
@@ -186,11 +197,7 @@ fn apply(router: &mut Router, input: Input, parts: &Parts) {
         Input::SinceRead(load, rows) => router.since_read(load, rows, now),
         Input::EventsRead(load, rows) => router.events_read(load, rows, now),
         Input::CursorsRead(load, rows) => router.cursors_read(load, rows, now),
-        Input::CursorsStored(rows) => {
-            // Nobody else has this store open: it has what was put.
-            let stored = rows.clone();
-            router.cursors_stored(rows, &stored, now);
-        }
+        Input::CursorsStored(rows, stored) => router.cursors_stored(rows, &stored, now),
         Input::CursorsRefused(rows) => router.cursors_refused(rows, now),
         Input::Done => {}
     }
@@ -294,6 +301,27 @@ fn settle_again(
     })
 }
 
+/// Stores cursors; what the store has of the same members then, since a router that doesn't know yet
+/// that this one has taken over may have moved them further.
+async fn put_cursors(
+    store: &dyn Store,
+    partition: Partition,
+    rows: &[CursorRow],
+) -> StoreResult<Vec<CursorRow>> {
+    store.put_cursors(partition, rows.to_vec()).await?;
+    let mut reads = Vec::new();
+    for of_one in rows.chunk_by(|a, b| a.conversation == b.conversation) {
+        let users = of_one.iter().map(|row| row.user).collect();
+        reads.push(store.read_cursors(of_one[0].conversation, users));
+    }
+    let mut stored = Vec::with_capacity(rows.len());
+    let mut reads = futures_util::stream::iter(reads).buffered(CURSOR_READS_MAX);
+    while let Some(read) = reads.next().await {
+        stored.extend(read?);
+    }
+    Ok(stored)
+}
+
 fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'static, Input> {
     let store = parts.store.clone();
     match effect {
@@ -314,8 +342,8 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
             )
         }),
         Effect::PutCursors(rows) => Box::pin(async move {
-            match within("put cursors", store.put_cursors(partition, rows.clone())).await {
-                Some(()) => Input::CursorsStored(rows),
+            match within("put cursors", put_cursors(&*store, partition, &rows)).await {
+                Some(stored) => Input::CursorsStored(rows, stored),
                 None => Input::CursorsRefused(rows),
             }
         }),

@@ -87,6 +87,22 @@ pub struct Counters {
 }
 
 impl Counters {
+    /// Adds what another router did.
+    pub fn add(&mut self, other: &Counters) {
+        self.accepted += other.accepted;
+        self.duplicates += other.duplicates;
+        self.conflicts += other.conflicts;
+        self.refused += other.refused;
+        self.dead_letters += other.dead_letters;
+        self.fanned_out += other.fanned_out;
+        self.delivered += other.delivered;
+        self.undelivered += other.undelivered;
+        self.store_retries += other.store_retries;
+        self.cold_loads += other.cold_loads;
+        self.undone += other.undone;
+        self.cursors_refused += other.cursors_refused;
+    }
+
     pub(crate) fn verdict(&mut self, verdict: Verdict) {
         match verdict {
             Verdict::Accepted => self.accepted += 1,

@@ -13,7 +13,7 @@ use tidings_core::ports::directory::{
     BLOCKS_PER_USER_MAX, Directory, DirectoryError, PAGE_MAX, direct_conversation,
 };
 use tidings_core::ports::log::Append;
-use tidings_core::ports::peers::{Peers, ToRouter};
+use tidings_core::ports::peers::ToRouter;
 use tidings_core::ports::registry::{
     Mark, Presence, REGISTRY_DEADLINE, RegistryError, SessionEntry,
 };

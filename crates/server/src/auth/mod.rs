@@ -35,6 +35,8 @@ mod verified;
 
 pub use external::{ExternalAlgorithm, ExternalKey, TOKEN_BYTES_MAX};
 pub use password::PASSWORD_BYTES;
+#[cfg(feature = "cluster")]
+pub use secrets::make_server_key;
 pub use service::{Auth, AuthOpenError, AuthSettings, Clock};
 
 /// Whom a token speaks for, and for how long.

@@ -47,6 +47,15 @@ pub(super) fn stored(secret: &[u8]) -> SecretHash {
     SecretHash(Sha256::digest(secret).into())
 }
 
+/// Makes the key that own tokens are signed with, unless the folder has one.
+///
+/// # Errors
+/// When it can't be read or written, or others may read it.
+#[cfg(feature = "cluster")]
+pub fn make_server_key(folder: &Path) -> io::Result<()> {
+    ServerKey::open(folder).map(drop)
+}
+
 /// The key that the server's own tokens are signed with; wiped when dropped, never printed.
 pub(super) struct ServerKey(Zeroizing<[u8; 32]>);
 

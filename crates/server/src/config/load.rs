@@ -98,7 +98,11 @@ impl fmt::Display for Loaded {
         let width = self.values.keys().map(String::len).max().unwrap_or(0);
         for (name, value) in &self.values {
             let origin = self.origins.get(name).unwrap_or(&Origin::Default);
-            writeln!(f, "{name:width$} = {value}  # {origin}")?;
+            let shown = match value {
+                Value::String(text) if is_secret(name) && !text.is_empty() => "\"***\"".to_owned(),
+                value => value.to_string(),
+            };
+            writeln!(f, "{name:width$} = {shown}  # {origin}")?;
         }
         Ok(())
     }
@@ -169,6 +173,10 @@ pub fn load(
         let name = variable["TIDINGS_".len()..]
             .to_lowercase()
             .replace("__", ".");
+        let (name, value) = match name.strip_suffix("_file") {
+            Some(secret) if is_secret(secret) => (secret.to_owned(), read_secret(&value)?),
+            _ => (name, value),
+        };
         put(name, Value::String(value), Origin::Environment(variable))?;
     }
     for (name, value, flag) in &flags.values {
@@ -202,6 +210,19 @@ pub fn load(
         origins,
         values,
     })
+}
+
+/// Whether a setting must not be shown; it may also come from a file that `TIDINGS_…_FILE` names.
+fn is_secret(name: &str) -> bool {
+    name.ends_with("password") || name.ends_with("secret_key")
+}
+
+fn read_secret(path: &str) -> Result<String, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Unreadable {
+        path: path.into(),
+        reason: error.to_string(),
+    })?;
+    Ok(text.trim_end_matches(['\n', '\r']).to_owned())
 }
 
 fn read(path: &Path) -> Result<Table, ConfigError> {

@@ -33,12 +33,44 @@ pub struct Config {
     pub log: LogSettings,
     /// The store's memory.
     pub store: StoreSettings,
+    /// The log of a cluster.
+    #[cfg(feature = "cluster")]
+    pub kafka: tidings_engines::kafka::Settings,
+    /// The store of a cluster.
+    #[cfg(feature = "cluster")]
+    pub cassandra: tidings_engines::cassandra::Settings,
+    /// The directory of a cluster.
+    #[cfg(feature = "cluster")]
+    pub postgres: tidings_engines::postgres::Settings,
+    /// The registry of a cluster.
+    #[cfg(feature = "cluster")]
+    pub redis: tidings_engines::redis::Settings,
+    /// The blobs of a cluster.
+    #[cfg(feature = "cluster")]
+    pub s3: tidings_engines::s3::Settings,
+    /// The other servers of a cluster.
+    #[cfg(feature = "cluster")]
+    pub peers: tidings_engines::peers::Settings,
+}
+
+/// What stands behind the ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Everything in this process and its folder.
+    #[default]
+    Embedded,
+    /// Kafka, Cassandra, Redis, PostgreSQL and S3, shared with other servers.
+    Cluster,
 }
 
 /// Where clients connect.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Server {
+    /// `embedded`: everything in this process and its folder; `cluster`: Kafka, Cassandra, Redis, PostgreSQL
+    /// and S3, shared with other servers.
+    pub mode: Mode,
     /// Address and port of HTTP and WebSocket.
     pub listen: SocketAddr,
     /// Address and port of TLS; empty: none. Needs `tls_certificate` and `tls_key`.
@@ -64,6 +96,7 @@ pub struct Server {
 impl Default for Server {
     fn default() -> Server {
         Server {
+            mode: Mode::Embedded,
             listen: SocketAddr::from(([127, 0, 0, 1], 8080)),
             listen_tls: String::new(),
             tls_certificate: String::new(),
@@ -149,6 +182,9 @@ pub struct Auth {
     pub access_minutes: u64,
     /// Days a refresh token lives.
     pub refresh_days: u64,
+    /// The folder of the key that signs the server's own tokens. Empty: `auth` in `data.dir`; in a cluster
+    /// all servers need the same one.
+    pub keys_dir: PathBuf,
     /// Keys of backends that sign tokens for their users: `[[auth.keys]]`.
     pub keys: Vec<TokenKey>,
 }
@@ -159,6 +195,7 @@ impl Default for Auth {
             sign_up: SignUp::Loopback,
             access_minutes: 15,
             refresh_days: 30,
+            keys_dir: PathBuf::new(),
             keys: Vec::new(),
         }
     }
