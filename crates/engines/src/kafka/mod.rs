@@ -1,1 +1,352 @@
 //! The log on Kafka.
+//!
+//! - **Order**: a conversation's slot chooses its partition, explicitly with every record; the number of
+//!   partitions is what `tidings migrate` made and never changes. One idempotent producer a process.
+//! - **Committed**: a record is read when all replicas in sync have it, at least
+//!   [`Settings::min_insync_replicas`]; positions come from records read, never from the producer's reports.
+//! - **Where to go on**: the consumer group's committed positions ([`Settings::group`]). A missing one is an error.
+//! - **Who**: [`KafkaOwnership`], a member of the group.
+//!
+//! A call whose records belong to several partitions may get in by some of them; per partition
+//! it is all or a prefix.
+
+mod append;
+mod context;
+mod metrics;
+mod ownership;
+mod pending;
+mod positions;
+mod read;
+mod settings;
+mod start;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use tidings_core::ids::{Partition, Position};
+use tidings_core::ports::BoxFuture;
+use tidings_core::ports::log::{Append, AppendReport, Log, LogError};
+use tidings_core::record::Committed;
+use tokio::sync::oneshot;
+
+use crate::StartError;
+use append::{Appender, Piece, Target};
+use context::Context;
+use positions::{Commits, Ends, Positions, Question, ask};
+use read::{Ask, Reader, Wait};
+use start::{Cluster, blocking};
+
+pub use metrics::Metrics;
+pub use ownership::KafkaOwnership;
+pub use pending::{Mark, Pending};
+pub use settings::Settings;
+pub use start::migrate;
+
+/// The appender's number of the log's topic.
+const MESSAGES: usize = 0;
+/// The appender's number of the topic of marks.
+const PENDING: usize = 1;
+/// How long [`KafkaLog::check`] waits for an answer.
+const CHECK: Duration = Duration::from_millis(900);
+
+/// The log on Kafka. Its threads end when it is dropped.
+pub struct KafkaLog {
+    settings: Settings,
+    appender: Arc<Appender>,
+    ends: Arc<Ends>,
+    commits: Arc<Commits>,
+    metrics: Arc<Metrics>,
+    asks: Sender<Ask>,
+    questions: Sender<Question>,
+    /// For questions of [`KafkaLog::check`], which must not wait behind others.
+    probe: Arc<BaseConsumer<Context>>,
+    down: AtomicBool,
+    threads: std::sync::Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl KafkaLog {
+    /// Opens the log that `tidings migrate` made, after looking at everything that the promises hang on. Needs a tokio
+    /// runtime; the log itself doesn't, but for [`KafkaLog::check`] and [`Pending::run`].
+    ///
+    /// # Errors
+    /// One line for the operator: Kafka away, no topic, another number of partitions, too few replicas or too weak
+    /// settings for the promise, no committed positions.
+    pub async fn open(settings: Settings) -> Result<KafkaLog, StartError> {
+        blocking(&settings, |settings| {
+            Cluster::connect(settings)?.check_shape()
+        })
+        .await?;
+        start::check_topic_settings(&settings).await?;
+        blocking(&settings, |settings| {
+            Cluster::connect(settings)?.check_positions()
+        })
+        .await?;
+        blocking(&settings, |settings| KafkaLog::begin(settings.clone())).await
+    }
+
+    fn begin(settings: Settings) -> Result<KafkaLog, StartError> {
+        let wrong = |error: &dyn std::fmt::Display| {
+            StartError::wrong("kafka", format!("no client: {error}"))
+        };
+        let partitions = settings.partitions;
+        let metrics = Arc::new(Metrics::default());
+        let ends = Arc::new(Ends::new(partitions));
+        let commits = Arc::new(Commits::new(
+            &settings.topic,
+            partitions,
+            Duration::from_millis(settings.commit_interval_ms.into()),
+            Arc::clone(&metrics),
+        ));
+        let target = |name: &str| Target {
+            name: name.to_owned(),
+            partitions,
+        };
+        let topics = vec![target(&settings.topic), target(&settings.pending_topic)];
+        let consumer = |context: Context| -> Result<BaseConsumer<Context>, KafkaError> {
+            settings
+                .consumer(&settings.group)
+                .create_with_context(context)
+        };
+        let probe = Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?);
+        let asking = consumer(Context {
+            commits: Some(Arc::clone(&commits)),
+            ..Context::default()
+        })
+        .map_err(|error| wrong(&error))?;
+        let all: Vec<u32> = (0..partitions).collect();
+        let found = positions::bounds(&asking, &settings.topic, &all, Offset::End)
+            .map_err(|error| StartError::away("kafka.brokers", error.to_string()))?;
+        for (partition, end) in found {
+            ends.seen(partition, end);
+        }
+        let (questions, asked) = channel();
+        let (asks, reads) = channel();
+        let positions = Positions {
+            consumer: asking,
+            topic: settings.topic.clone(),
+            group: settings.group.clone(),
+            epoch: settings.epoch,
+            ends: Arc::clone(&ends),
+            commits: Arc::clone(&commits),
+        };
+        let reader = Reader {
+            consumer: Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?),
+            settings: settings.clone(),
+            ends: Arc::clone(&ends),
+            metrics: Arc::clone(&metrics),
+            questions: questions.clone(),
+            asks: asks.clone(),
+        };
+        let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let threads = vec![
+            named("kafka-positions")
+                .spawn(move || positions.run(&asked))
+                .map_err(|error| wrong(&error))?,
+            named("kafka-read")
+                .spawn(move || reader.run(partitions, &reads))
+                .map_err(|error| wrong(&error))?,
+        ];
+        let appender = Appender::start(&settings, topics, Arc::clone(&metrics))
+            .map_err(|error| wrong(&error))?;
+        Ok(KafkaLog {
+            settings,
+            appender: Arc::new(appender),
+            ends,
+            commits,
+            metrics,
+            asks,
+            questions,
+            probe,
+            down: AtomicBool::new(false),
+            threads: std::sync::Mutex::new(threads),
+        })
+    }
+
+    /// What it was opened with.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Counters and gauges.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// How many records of a partition lie behind its committed position, as far as its end is known (it is
+    /// asked for every 5 s); right on the partition's owner.
+    pub fn lag(&self, partition: Partition) -> u64 {
+        self.ends
+            .get(partition.0)
+            .saturating_sub(self.commits.given(partition.0))
+    }
+
+    /// Whether every partition has a leader and enough replicas in sync, within a second.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub async fn check(&self) -> Result<(), String> {
+        let probe = Arc::clone(&self.probe);
+        let topic = self.settings.topic.clone();
+        let insync = self.settings.min_insync_replicas as usize;
+        let look = move || {
+            // Its log lines and errors are served by nobody else.
+            while probe.poll(Duration::ZERO).is_some() {}
+            let metadata = probe
+                .fetch_metadata(Some(&topic), CHECK)
+                .map_err(|error| format!("no broker answers: {error}"))?;
+            let found = metadata
+                .topics()
+                .iter()
+                .find(|found| found.name() == topic)
+                .filter(|found| !found.partitions().is_empty())
+                .ok_or_else(|| format!("the topic {topic} is not there"))?;
+            let weak: Vec<i32> = found
+                .partitions()
+                .iter()
+                .filter(|partition| partition.leader() < 0 || partition.isr().len() < insync)
+                .map(|partition| partition.id())
+                .collect();
+            if weak.is_empty() {
+                Ok(())
+            } else {
+                Err(format!(
+                    "partitions {weak:?} have fewer than {insync} replicas in sync"
+                ))
+            }
+        };
+        tokio::task::spawn_blocking(look)
+            .await
+            .map_err(|error| error.to_string())?
+    }
+
+    /// Ends appends (those made before are waited for, a second at most), reads and commits. Leave the group first.
+    pub fn shutdown(&self) {
+        if self.down.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.appender.shutdown();
+        // The threads may have ended already.
+        _ = self.asks.send(Ask::Stop);
+        _ = self.questions.send(Question::Stop);
+        let threads = std::mem::take(
+            &mut *self
+                .threads
+                .lock()
+                .unwrap_or_else(std::sync::PoisonError::into_inner),
+        );
+        for thread in threads {
+            let name = thread.thread().name().unwrap_or_default().to_owned();
+            if thread.join().is_err() {
+                tracing::error!(name, "a thread panicked");
+            }
+        }
+    }
+
+    fn at(&self, offset: u64) -> Position {
+        Position {
+            epoch: self.settings.epoch,
+            offset,
+        }
+    }
+
+    fn appender(&self) -> &Arc<Appender> {
+        &self.appender
+    }
+
+    fn commits(&self) -> &Arc<Commits> {
+        &self.commits
+    }
+
+    fn metrics_shared(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// The error for a position of another log, or of none.
+    fn gone(&self, partition: Partition, asked: Position) -> LogError {
+        LogError::Gone {
+            asked,
+            first: self.at(0),
+            end: self.end(partition),
+        }
+    }
+}
+
+impl Drop for KafkaLog {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl Log for KafkaLog {
+    fn partitions(&self) -> u32 {
+        self.settings.partitions
+    }
+
+    fn append(&self, records: Vec<Append>, report: AppendReport) {
+        let pieces: Vec<Piece<'_>> = records
+            .iter()
+            .map(|record| Piece {
+                partition: self.partition_of(record.conversation).0,
+                key: record.conversation.0,
+                payload: &record.payload,
+            })
+            .collect();
+        self.appender.append(MESSAGES, &pieces, report);
+    }
+
+    fn read(
+        &self,
+        partition: Partition,
+        from: Position,
+        bytes_max: usize,
+    ) -> BoxFuture<'_, Result<Vec<Committed>, LogError>> {
+        Box::pin(async move {
+            if from.epoch != self.settings.epoch || partition.0 >= self.settings.partitions {
+                return Err(self.gone(partition, from));
+            }
+            let down = || LogError::Unavailable("the log was shut down".to_owned());
+            let (answer, answered) = oneshot::channel();
+            let wait = Wait {
+                partition: partition.0,
+                from: from.offset,
+                bytes_max,
+                answer,
+            };
+            self.asks.send(Ask::Read(wait)).map_err(|_| down())?;
+            answered.await.map_err(|_| down())?
+        })
+    }
+
+    fn committed(&self, partition: Partition) -> BoxFuture<'_, Result<Position, LogError>> {
+        Box::pin(async move {
+            ask(&self.questions, |answer| {
+                Question::Committed(partition.0, answer)
+            })
+            .await
+        })
+    }
+
+    fn commit(
+        &self,
+        partition: Partition,
+        position: Position,
+    ) -> BoxFuture<'_, Result<(), LogError>> {
+        let result = if position.epoch == self.settings.epoch && position <= self.end(partition) {
+            self.commits.give(partition.0, position.offset);
+            Ok(())
+        } else {
+            Err(self.gone(partition, position))
+        };
+        Box::pin(std::future::ready(result))
+    }
+
+    fn end(&self, partition: Partition) -> Position {
+        self.at(self.ends.get(partition.0))
+    }
+}

@@ -1,0 +1,434 @@
+//! Positions: where partitions end, what is committed, and the thread that asks Kafka for them.
+//!
+//! Questions block in the client, so they have a thread; those that wait are asked together.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::{Offset, TopicPartitionList};
+use tidings_core::ids::{Partition, Position};
+use tidings_core::ports::log::LogError;
+use tokio::sync::oneshot;
+
+use super::context::Context;
+use super::metrics::{Metrics, add};
+use super::read::Wait;
+
+/// How long one question may take.
+pub(super) const QUESTION: Duration = Duration::from_secs(2);
+/// How often the thread looks whether commits are due.
+const TICK: Duration = Duration::from_millis(50);
+/// How often the ends of all partitions are asked for, for the gauge of what waits.
+const REFRESH: Duration = Duration::from_secs(5);
+/// A failed commit is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+/// A commit without an answer is taken as failed after this.
+const NO_ANSWER: Duration = Duration::from_secs(10);
+
+/// The end of each partition, as far as it was seen.
+pub(super) struct Ends(Vec<AtomicU64>);
+
+impl Ends {
+    pub(super) fn new(partitions: u32) -> Ends {
+        Ends((0..partitions).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    pub(super) fn get(&self, partition: u32) -> u64 {
+        self.0
+            .get(partition as usize)
+            .map_or(0, |end| end.load(Ordering::Acquire))
+    }
+
+    /// An end never goes back: what was committed stays so, whatever a new leader knows by now.
+    pub(super) fn seen(&self, partition: u32, end: u64) {
+        if let Some(known) = self.0.get(partition as usize) {
+            known.fetch_max(end, Ordering::AcqRel);
+        }
+    }
+}
+
+/// The positions given to [`tidings_core::ports::log::Log::commit`], and what Kafka knows of them.
+pub(super) struct Commits {
+    topic: String,
+    lanes: Vec<Mutex<CommitLane>>,
+    interval: Duration,
+    /// Whether this process is a member of the group: then only what it owns is committed, through that member.
+    pub(super) member: AtomicBool,
+    metrics: Arc<Metrics>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct CommitLane {
+    /// The highest given or found; 0 when none.
+    given: u64,
+    /// What Kafka is known to have.
+    stored: u64,
+    sent: Option<(u64, Instant)>,
+    last: Option<Instant>,
+    retry: Option<Instant>,
+    owned: bool,
+}
+
+impl Commits {
+    pub(super) fn new(
+        topic: &str,
+        partitions: u32,
+        interval: Duration,
+        metrics: Arc<Metrics>,
+    ) -> Commits {
+        Commits {
+            topic: topic.to_owned(),
+            lanes: (0..partitions).map(|_| Mutex::default()).collect(),
+            interval,
+            member: AtomicBool::new(false),
+            metrics,
+        }
+    }
+
+    fn lane<R>(&self, partition: u32, f: impl FnOnce(&mut CommitLane) -> R) -> Option<R> {
+        let lane = self.lanes.get(partition as usize)?;
+        Some(f(&mut lane.lock().unwrap_or_else(PoisonError::into_inner)))
+    }
+
+    /// Takes a position to commit. One for a partition that is another's now changes nothing: the
+    /// new owner's counts, and Kafka would take a lower one after it.
+    pub(super) fn give(&self, partition: u32, offset: u64) {
+        let member = self.member.load(Ordering::Acquire);
+        self.lane(partition, |lane| {
+            if !member || lane.owned {
+                lane.given = lane.given.max(offset);
+            }
+        });
+    }
+
+    /// The highest position given or found.
+    pub(super) fn given(&self, partition: u32) -> u64 {
+        self.lane(partition, |lane| lane.given).unwrap_or(0)
+    }
+
+    /// Kafka has this position.
+    fn found(&self, partition: u32, offset: u64) {
+        self.lane(partition, |lane| {
+            lane.given = lane.given.max(offset);
+            lane.stored = offset;
+        });
+    }
+
+    /// From now on the partition's commits count, or don't.
+    pub(super) fn own(&self, partition: u32, owned: bool) {
+        self.lane(partition, |lane| {
+            lane.owned = owned;
+            lane.sent = None;
+        });
+    }
+
+    /// All of this process goes through the group's member, or, when it left, nothing does.
+    pub(super) fn through_member(&self) {
+        self.member.store(true, Ordering::Release);
+        for lane in &self.lanes {
+            lane.lock().unwrap_or_else(PoisonError::into_inner).sent = None;
+        }
+    }
+
+    /// Whether something of a partition isn't with Kafka yet.
+    pub(super) fn is_behind(&self, partition: u32) -> bool {
+        self.lane(partition, |lane| lane.given > lane.stored)
+            .unwrap_or(false)
+    }
+
+    /// Sends what is due; `now` of these partitions, whenever they were sent last.
+    pub(super) fn send(&self, consumer: &BaseConsumer<Context>, now: &[u32]) {
+        let member = self.member.load(Ordering::Acquire);
+        let mut list = TopicPartitionList::new();
+        for partition in 0..self.lanes.len() as u32 {
+            let hurry = now.contains(&partition);
+            let due = self.lane(partition, |lane| {
+                let rests = lane.last.is_some_and(|at| at.elapsed() < self.interval)
+                    || lane.retry.is_some_and(|at| at.elapsed() < RETRY);
+                let waits = lane.sent.is_some_and(|(_, at)| at.elapsed() < NO_ANSWER);
+                let due = lane.given > lane.stored
+                    && !waits
+                    && (!rests || hurry)
+                    && (!member || lane.owned);
+                due.then(|| {
+                    lane.sent = Some((lane.given, Instant::now()));
+                    lane.last = Some(Instant::now());
+                    lane.given
+                })
+            });
+            if let Some(offset) = due.flatten() {
+                let offset = Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
+                if let Err(error) = list.add_partition_offset(&self.topic, partition as i32, offset)
+                {
+                    tracing::error!(%error, partition, "a position can't be committed");
+                }
+            }
+        }
+        if list.count() > 0
+            && let Err(error) = consumer.commit(&list, CommitMode::Async)
+        {
+            self.done(&Err(error), &list);
+        }
+    }
+
+    /// Kafka's answer to a commit.
+    pub(super) fn done(&self, result: &KafkaResult<()>, list: &TopicPartitionList) {
+        for element in list.elements_for_topic(&self.topic) {
+            let result = result.clone().and_then(|()| element.error());
+            let (Ok(partition), Offset::Offset(offset)) =
+                (u32::try_from(element.partition()), element.offset())
+            else {
+                continue;
+            };
+            self.lane(partition, |lane| {
+                lane.sent = None;
+                if result.is_ok() {
+                    lane.stored = lane.stored.max(offset.unsigned_abs());
+                    lane.retry = None;
+                } else {
+                    lane.retry = Some(Instant::now());
+                }
+            });
+            match result {
+                Ok(()) => add(&self.metrics.commits, 1),
+                Err(error) => {
+                    add(&self.metrics.commit_failures, 1);
+                    tracing::warn!(%error, partition, offset, "a position was not committed; it is tried again");
+                }
+            }
+        }
+    }
+}
+
+/// A question to the thread.
+pub(super) enum Question {
+    /// The committed position of a partition; asks for its end as well.
+    Committed(u32, oneshot::Sender<Result<Position, LogError>>),
+    /// A read whose position Kafka doesn't have: why.
+    Gone(Wait),
+    /// The end.
+    Stop,
+}
+
+/// What the thread works with.
+pub(super) struct Positions {
+    pub(super) consumer: BaseConsumer<Context>,
+    pub(super) topic: String,
+    pub(super) group: String,
+    pub(super) epoch: u32,
+    pub(super) ends: Arc<Ends>,
+    pub(super) commits: Arc<Commits>,
+}
+
+/// The error when a position is missing.
+pub(super) fn no_position(topic: &str, group: &str, partitions: &[u32]) -> String {
+    format!(
+        "the group {group} has no committed position for partitions {partitions:?} of the topic {topic}, so nobody knows \
+         what is stored. If nothing of the topic was trimmed, set it back to the beginning, which loses nothing: \
+         kafka-consumer-groups.sh --group {group} --topic {topic} --reset-offsets --to-earliest --execute"
+    )
+}
+
+/// The committed positions of some partitions; `None`: there is none.
+pub(super) fn committed(
+    consumer: &BaseConsumer<Context>,
+    topic: &str,
+    partitions: &[u32],
+) -> KafkaResult<Vec<(u32, Option<u64>)>> {
+    let list = list_of(topic, partitions, None)?;
+    let found = consumer.committed_offsets(list, QUESTION)?;
+    found
+        .elements()
+        .iter()
+        .map(|element| {
+            element.error()?;
+            let offset = match element.offset() {
+                Offset::Offset(offset) => u64::try_from(offset).ok(),
+                _ => None,
+            };
+            Ok((element.partition().unsigned_abs(), offset))
+        })
+        .collect()
+}
+
+/// The first positions ([`Offset::Beginning`]) or those behind the last committed records ([`Offset::End`]).
+pub(super) fn bounds(
+    consumer: &BaseConsumer<Context>,
+    topic: &str,
+    partitions: &[u32],
+    which: Offset,
+) -> KafkaResult<Vec<(u32, u64)>> {
+    let list = list_of(topic, partitions, Some(which))?;
+    let found = consumer.offsets_for_times(list, QUESTION)?;
+    found
+        .elements()
+        .iter()
+        .map(|element| {
+            element.error()?;
+            match element.offset() {
+                Offset::Offset(offset) if offset >= 0 => {
+                    Ok((element.partition().unsigned_abs(), offset.unsigned_abs()))
+                }
+                _ => Err(KafkaError::NoMessageReceived),
+            }
+        })
+        .collect()
+}
+
+fn list_of(
+    topic: &str,
+    partitions: &[u32],
+    offset: Option<Offset>,
+) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(partitions.len());
+    for partition in partitions {
+        let mut element = list.add_partition(topic, *partition as i32);
+        if let Some(offset) = offset {
+            element.set_offset(offset)?;
+        }
+    }
+    Ok(list)
+}
+
+impl Positions {
+    /// Answers until told to stop.
+    pub(super) fn run(self, questions: &Receiver<Question>) {
+        let all: Vec<u32> = (0..self.ends.0.len() as u32).collect();
+        let mut refreshed = Instant::now();
+        loop {
+            let mut asked = Vec::new();
+            let mut gone = Vec::new();
+            let mut next = match questions.recv_timeout(TICK) {
+                Ok(question) => Some(question),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => break,
+            };
+            let mut stop = false;
+            while let Some(question) = next {
+                match question {
+                    Question::Committed(partition, answer) => asked.push((partition, answer)),
+                    Question::Gone(wait) => gone.push(wait),
+                    Question::Stop => stop = true,
+                }
+                next = questions.try_recv().ok();
+            }
+            if stop {
+                break;
+            }
+            if !asked.is_empty() {
+                self.answer(asked);
+            }
+            if !gone.is_empty() {
+                self.explain(gone);
+            }
+            if refreshed.elapsed() > REFRESH {
+                refreshed = Instant::now();
+                self.refresh(&all).unwrap_or_else(|error| {
+                    tracing::debug!(%error, "the ends of the partitions are not known now");
+                });
+            }
+            // Serves log lines, errors and answers to commits; no messages come without an assignment.
+            while self.consumer.poll(Duration::ZERO).is_some() {}
+            if !self.commits.member.load(Ordering::Acquire) {
+                self.commits.send(&self.consumer, &[]);
+            }
+        }
+        self.last_commits(&all);
+    }
+
+    /// Commits what was given last, without a member.
+    fn last_commits(&self, all: &[u32]) {
+        let until = Instant::now() + Duration::from_millis(500);
+        if self.commits.member.load(Ordering::Acquire) {
+            return;
+        }
+        while Instant::now() < until && all.iter().any(|p| self.commits.is_behind(*p)) {
+            self.commits.send(&self.consumer, all);
+            _ = self.consumer.poll(Duration::from_millis(10));
+        }
+    }
+
+    fn refresh(&self, partitions: &[u32]) -> KafkaResult<()> {
+        for (partition, end) in bounds(&self.consumer, &self.topic, partitions, Offset::End)? {
+            self.ends.seen(partition, end);
+        }
+        Ok(())
+    }
+
+    fn answer(&self, asked: Vec<(u32, oneshot::Sender<Result<Position, LogError>>)>) {
+        let mut partitions: Vec<u32> = asked.iter().map(|(partition, _)| *partition).collect();
+        partitions.sort_unstable();
+        partitions.dedup();
+        let found = self
+            .refresh(&partitions)
+            .and_then(|()| committed(&self.consumer, &self.topic, &partitions));
+        if let Ok(found) = &found {
+            for (partition, offset) in found {
+                if let Some(offset) = offset {
+                    self.commits.found(*partition, *offset);
+                }
+            }
+        }
+        for (partition, answer) in asked {
+            let given = self.commits.given(partition);
+            let result = match &found {
+                Err(error) => Err(LogError::Unavailable(format!(
+                    "Kafka does not say what is committed: {error}"
+                ))),
+                Ok(found) => match found.iter().find(|(p, _)| *p == partition) {
+                    Some((_, None)) | None if given == 0 => Err(LogError::Unavailable(
+                        no_position(&self.topic, &self.group, &[partition]),
+                    )),
+                    _ => Ok(Position {
+                        epoch: self.epoch,
+                        offset: given,
+                    }),
+                },
+            };
+            // Whoever asked may have gone.
+            _ = answer.send(result);
+        }
+    }
+
+    /// Tells reads what the log holds instead of what they asked for.
+    fn explain(&self, waits: Vec<Wait>) {
+        for wait in waits {
+            let partitions = [wait.partition];
+            let ask = |which| {
+                let found = bounds(&self.consumer, &self.topic, &partitions, which)?;
+                found
+                    .first()
+                    .map(|(_, offset)| *offset)
+                    .ok_or(KafkaError::NoMessageReceived)
+            };
+            let error =
+                match ask(Offset::Beginning).and_then(|first| Ok((first, ask(Offset::End)?))) {
+                    Ok((first, end)) => {
+                        self.ends.seen(wait.partition, end);
+                        wait.gone_or_later(self.epoch, first, end)
+                    }
+                    Err(error) => LogError::Unavailable(format!(
+                        "Kafka has no position {} of {:?} and does not say what it has: {error}",
+                        wait.from,
+                        Partition(wait.partition)
+                    )),
+                };
+            wait.answer(Err(error));
+        }
+    }
+}
+
+/// Asks the thread; `Unavailable` when it is gone.
+pub(super) async fn ask<T>(
+    questions: &Sender<Question>,
+    question: impl FnOnce(oneshot::Sender<Result<T, LogError>>) -> Question,
+) -> Result<T, LogError> {
+    let (answer, answered) = oneshot::channel();
+    let down = || LogError::Unavailable("the log was shut down".to_owned());
+    questions.send(question(answer)).map_err(|_| down())?;
+    answered.await.map_err(|_| down())?
+}
