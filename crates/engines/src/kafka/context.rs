@@ -1,15 +1,14 @@
-//! What all clients tell us by themselves: log lines, errors, rebalances, commits done.
+//! What all clients tell us by themselves: log lines, errors, rebalances.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, ConsumerContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, TopicPartitionList};
 
 use super::ownership::Membership;
-use super::positions::Commits;
 
 /// The last error of a client, for messages to operators.
 #[derive(Debug, Default)]
@@ -50,8 +49,6 @@ pub(super) fn log_line(level: RDKafkaLogLevel, facility: &str, line: &str) {
 #[derive(Default)]
 pub(super) struct Context {
     pub(super) last_error: Arc<LastError>,
-    /// Told which commits were done.
-    pub(super) commits: Option<Arc<Commits>>,
     /// Told of partitions that come and go.
     pub(super) membership: Option<Arc<Membership>>,
 }
@@ -76,12 +73,17 @@ impl ConsumerContext for Context {
     ) {
         if let Some(membership) = &self.membership {
             membership.rebalance(consumer, change, partitions);
+            return;
         }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, positions: &TopicPartitionList) {
-        if let Some(commits) = &self.commits {
-            commits.done(&result, positions);
+        // All our groups are cooperative.
+        let given = change == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        let answered = if given {
+            consumer.incremental_assign(partitions)
+        } else {
+            consumer.incremental_unassign(partitions)
+        };
+        if let Err(error) = answered {
+            tracing::warn!(%error, given, "a rebalance was not answered");
         }
     }
 }

@@ -20,9 +20,9 @@ mod read;
 mod settings;
 mod start;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -54,6 +54,8 @@ const MESSAGES: usize = 0;
 const PENDING: usize = 1;
 /// How long [`KafkaLog::check`] waits for an answer.
 const CHECK: Duration = Duration::from_millis(900);
+/// How long a shutdown waits for the last commits.
+const LAST_COMMITS: Duration = Duration::from_secs(1);
 
 /// The log on Kafka. Its threads end when it is dropped.
 pub struct KafkaLog {
@@ -67,7 +69,9 @@ pub struct KafkaLog {
     /// For questions of [`KafkaLog::check`], which must not wait behind others.
     probe: Arc<BaseConsumer<Context>>,
     down: AtomicBool,
-    threads: std::sync::Mutex<Vec<JoinHandle<()>>>,
+    /// Told when the last commits were made.
+    committed: Mutex<Receiver<()>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl KafkaLog {
@@ -114,11 +118,8 @@ impl KafkaLog {
                 .create_with_context(context)
         };
         let probe = Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?);
-        let asking = consumer(Context {
-            commits: Some(Arc::clone(&commits)),
-            ..Context::default()
-        })
-        .map_err(|error| wrong(&error))?;
+        let asking = Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?);
+        commits.go_through(Some(Arc::clone(&asking)), false);
         let all: Vec<u32> = (0..partitions).collect();
         let found = positions::bounds(&asking, &settings.topic, &all, Offset::End)
             .map_err(|error| StartError::away("kafka.brokers", error.to_string()))?;
@@ -144,6 +145,16 @@ impl KafkaLog {
             asks: asks.clone(),
         };
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let (ending, committed) = channel();
+        let committing = Arc::clone(&commits);
+        named("kafka-commit")
+            .spawn(move || {
+                committing.run();
+                committing.go_through(None, true);
+                // Whoever waited for it may have given up.
+                _ = ending.send(());
+            })
+            .map_err(|error| wrong(&error))?;
         let threads = vec![
             named("kafka-positions")
                 .spawn(move || positions.run(&asked))
@@ -164,7 +175,8 @@ impl KafkaLog {
             questions,
             probe,
             down: AtomicBool::new(false),
-            threads: std::sync::Mutex::new(threads),
+            committed: Mutex::new(committed),
+            threads: Mutex::new(threads),
         })
     }
 
@@ -231,15 +243,19 @@ impl KafkaLog {
             return;
         }
         self.appender.shutdown();
+        self.commits.stop();
+        let committed = self
+            .committed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if committed.recv_timeout(LAST_COMMITS).is_err() {
+            tracing::warn!("Kafka did not take the last positions; some records are applied again");
+        }
         // The threads may have ended already.
         _ = self.asks.send(Ask::Stop);
         _ = self.questions.send(Question::Stop);
-        let threads = std::mem::take(
-            &mut *self
-                .threads
-                .lock()
-                .unwrap_or_else(std::sync::PoisonError::into_inner),
-        );
+        let threads =
+            std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             let name = thread.thread().name().unwrap_or_default().to_owned();
             if thread.join().is_err() {

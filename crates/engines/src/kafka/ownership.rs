@@ -179,7 +179,6 @@ impl Membership {
 
     /// Lets go what was released, or took too long, once its commits are with Kafka.
     fn go_on(&self, consumer: &BaseConsumer<Context>) {
-        self.commits.send(consumer, &[]);
         let Some(mut going) = self.state(|state| state.going.take()) else {
             return;
         };
@@ -190,7 +189,7 @@ impl Membership {
             if !released {
                 tracing::warn!(partitions = ?going.partitions, "the router did not let go in time");
             }
-            self.commits.send(consumer, &going.partitions);
+            self.commits.hurry(&going.partitions);
             going.flushing = Some(now);
         }
         let flushed = going.flushing.is_some_and(|since| {
@@ -204,7 +203,7 @@ impl Membership {
     }
 
     /// Membership until told to leave, then the end of it.
-    fn run(&self, consumer: BaseConsumer<Context>) {
+    fn run(&self, consumer: Arc<BaseConsumer<Context>>) {
         while !self.leaving.load(Ordering::Acquire) {
             // What comes in spite of the pause is read elsewhere.
             match consumer.poll(TICK) {
@@ -224,6 +223,7 @@ impl Membership {
             self.lose(&owned);
             self.wait_and_flush(&consumer, &all);
         }
+        self.commits.go_through(None, true);
         // Leaves the group; the last rebalance is answered from here.
         drop(consumer);
         for partition in all {
@@ -238,7 +238,7 @@ impl Membership {
         }
         let until = Instant::now() + LEAVE / 2;
         while Instant::now() < until && partitions.iter().any(|p| self.commits.is_behind(*p)) {
-            self.commits.send(consumer, partitions);
+            self.commits.hurry(partitions);
             _ = consumer.poll(TICK);
         }
     }
@@ -273,18 +273,18 @@ impl KafkaOwnership {
             StartError::wrong("kafka.group", format!("the group can't be joined: {error}"))
         };
         let context = Context {
-            commits: Some(Arc::clone(log.commits())),
             membership: Some(Arc::clone(&membership)),
             ..Context::default()
         };
-        let consumer: BaseConsumer<Context> = settings
+        let consumer: Arc<BaseConsumer<Context>> = settings
             .member(&settings.group)
             .create_with_context(context)
+            .map(Arc::new)
             .map_err(|error| wrong(&error))?;
         consumer
             .subscribe(&[&settings.topic])
             .map_err(|error| wrong(&error))?;
-        log.commits().through_member();
+        log.commits().go_through(Some(Arc::clone(&consumer)), true);
         let (ending, ended) = channel();
         let running = Arc::clone(&membership);
         std::thread::Builder::new()

@@ -2,9 +2,9 @@
 //!
 //! Questions block in the client, so they have a thread; those that wait are asked together.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
@@ -20,14 +20,12 @@ use super::read::Wait;
 
 /// How long one question may take.
 pub(super) const QUESTION: Duration = Duration::from_secs(2);
-/// How often the thread looks whether commits are due.
+/// How often the threads look around without being called.
 const TICK: Duration = Duration::from_millis(50);
 /// How often the ends of all partitions are asked for, for the gauge of what waits.
 const REFRESH: Duration = Duration::from_secs(5);
 /// A failed commit is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
-/// A commit without an answer is taken as failed after this.
-const NO_ANSWER: Duration = Duration::from_secs(10);
 
 /// The end of each partition, as far as it was seen.
 pub(super) struct Ends(Vec<AtomicU64>);
@@ -52,13 +50,26 @@ impl Ends {
 }
 
 /// The positions given to [`tidings_core::ports::log::Log::commit`], and what Kafka knows of them.
+///
+/// Commits are made by a thread of their own ([`Commits::run`]): the client tells the result of a commit only to
+/// whoever waits for it, some seconds when Kafka is away.
 pub(super) struct Commits {
     topic: String,
     lanes: Vec<Mutex<CommitLane>>,
     interval: Duration,
-    /// Whether this process is a member of the group: then only what it owns is committed, through that member.
-    pub(super) member: AtomicBool,
+    /// Through whom commits go: while the process is a member of the group Kafka takes them from that member only.
+    through: Mutex<Through>,
+    /// Whether the thread is to end; and its bell.
+    stop: Mutex<bool>,
+    bell: Condvar,
     metrics: Arc<Metrics>,
+}
+
+#[derive(Default)]
+struct Through {
+    consumer: Option<Arc<BaseConsumer<Context>>>,
+    /// Then only what is owned is committed.
+    member: bool,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -67,9 +78,8 @@ struct CommitLane {
     given: u64,
     /// What Kafka is known to have.
     stored: u64,
-    sent: Option<(u64, Instant)>,
-    last: Option<Instant>,
-    retry: Option<Instant>,
+    /// Not before then.
+    rests_until: Option<Instant>,
     owned: bool,
 }
 
@@ -84,7 +94,9 @@ impl Commits {
             topic: topic.to_owned(),
             lanes: (0..partitions).map(|_| Mutex::default()).collect(),
             interval,
-            member: AtomicBool::new(false),
+            through: Mutex::default(),
+            stop: Mutex::new(false),
+            bell: Condvar::new(),
             metrics,
         }
     }
@@ -94,10 +106,19 @@ impl Commits {
         Some(f(&mut lane.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 
+    fn through(&self) -> MutexGuard<'_, Through> {
+        self.through.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on commits go through this consumer, as a member of the group or as nobody in particular.
+    pub(super) fn go_through(&self, consumer: Option<Arc<BaseConsumer<Context>>>, member: bool) {
+        *self.through() = Through { consumer, member };
+    }
+
     /// Takes a position to commit. One for a partition that is another's now changes nothing: the
     /// new owner's counts, and Kafka would take a lower one after it.
     pub(super) fn give(&self, partition: u32, offset: u64) {
-        let member = self.member.load(Ordering::Acquire);
+        let member = self.through().member;
         self.lane(partition, |lane| {
             if !member || lane.owned {
                 lane.given = lane.given.max(offset);
@@ -114,24 +135,13 @@ impl Commits {
     fn found(&self, partition: u32, offset: u64) {
         self.lane(partition, |lane| {
             lane.given = lane.given.max(offset);
-            lane.stored = offset;
+            lane.stored = lane.stored.max(offset);
         });
     }
 
     /// From now on the partition's commits count, or don't.
     pub(super) fn own(&self, partition: u32, owned: bool) {
-        self.lane(partition, |lane| {
-            lane.owned = owned;
-            lane.sent = None;
-        });
-    }
-
-    /// All of this process goes through the group's member, or, when it left, nothing does.
-    pub(super) fn through_member(&self) {
-        self.member.store(true, Ordering::Release);
-        for lane in &self.lanes {
-            lane.lock().unwrap_or_else(PoisonError::into_inner).sent = None;
-        }
+        self.lane(partition, |lane| lane.owned = owned);
     }
 
     /// Whether something of a partition isn't with Kafka yet.
@@ -140,65 +150,82 @@ impl Commits {
             .unwrap_or(false)
     }
 
-    /// Sends what is due; `now` of these partitions, whenever they were sent last.
-    pub(super) fn send(&self, consumer: &BaseConsumer<Context>, now: &[u32]) {
-        let member = self.member.load(Ordering::Acquire);
-        let mut list = TopicPartitionList::new();
-        for partition in 0..self.lanes.len() as u32 {
-            let hurry = now.contains(&partition);
-            let due = self.lane(partition, |lane| {
-                let rests = lane.last.is_some_and(|at| at.elapsed() < self.interval)
-                    || lane.retry.is_some_and(|at| at.elapsed() < RETRY);
-                let waits = lane.sent.is_some_and(|(_, at)| at.elapsed() < NO_ANSWER);
-                let due = lane.given > lane.stored
-                    && !waits
-                    && (!rests || hurry)
-                    && (!member || lane.owned);
-                due.then(|| {
-                    lane.sent = Some((lane.given, Instant::now()));
-                    lane.last = Some(Instant::now());
-                    lane.given
-                })
-            });
-            if let Some(offset) = due.flatten() {
-                let offset = Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX));
-                if let Err(error) = list.add_partition_offset(&self.topic, partition as i32, offset)
-                {
-                    tracing::error!(%error, partition, "a position can't be committed");
-                }
-            }
+    /// Commits these at once.
+    pub(super) fn hurry(&self, partitions: &[u32]) {
+        for partition in partitions {
+            self.lane(*partition, |lane| lane.rests_until = None);
         }
-        if list.count() > 0
-            && let Err(error) = consumer.commit(&list, CommitMode::Async)
-        {
-            self.done(&Err(error), &list);
+        self.bell.notify_one();
+    }
+
+    /// Commits what is due; ends when told to, after a last look.
+    pub(super) fn run(&self) {
+        loop {
+            let stop = self.stop.lock().unwrap_or_else(PoisonError::into_inner);
+            let last = if *stop {
+                true
+            } else {
+                // A bell that is missed rings again with the tick.
+                let woken = self.bell.wait_timeout(stop, TICK);
+                *woken.unwrap_or_else(PoisonError::into_inner).0
+            };
+            self.send(last);
+            if last {
+                return;
+            }
         }
     }
 
-    /// Kafka's answer to a commit.
-    pub(super) fn done(&self, result: &KafkaResult<()>, list: &TopicPartitionList) {
-        for element in list.elements_for_topic(&self.topic) {
-            let result = result.clone().and_then(|()| element.error());
-            let (Ok(partition), Offset::Offset(offset)) =
-                (u32::try_from(element.partition()), element.offset())
-            else {
-                continue;
-            };
-            self.lane(partition, |lane| {
-                lane.sent = None;
-                if result.is_ok() {
-                    lane.stored = lane.stored.max(offset.unsigned_abs());
-                    lane.retry = None;
-                } else {
-                    lane.retry = Some(Instant::now());
-                }
+    /// Makes [`Commits::run`] commit what is left, and end.
+    pub(super) fn stop(&self) {
+        *self.stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        self.bell.notify_one();
+    }
+
+    fn send(&self, all: bool) {
+        let (consumer, member) = {
+            let through = self.through();
+            match &through.consumer {
+                Some(consumer) => (Arc::clone(consumer), through.member),
+                None => return,
+            }
+        };
+        let mut list = TopicPartitionList::new();
+        let mut sent = Vec::new();
+        for partition in 0..self.lanes.len() as u32 {
+            let due = self.lane(partition, |lane| {
+                let rests = lane.rests_until.is_some_and(|until| Instant::now() < until);
+                let counts = !member || lane.owned;
+                let due = lane.given > lane.stored && counts && (all || !rests);
+                due.then(|| {
+                    lane.rests_until = Some(Instant::now() + self.interval);
+                    lane.given
+                })
             });
-            match result {
-                Ok(()) => add(&self.metrics.commits, 1),
-                Err(error) => {
-                    add(&self.metrics.commit_failures, 1);
-                    tracing::warn!(%error, partition, offset, "a position was not committed; it is tried again");
+            if let Some(given) = due.flatten() {
+                let offset = Offset::Offset(i64::try_from(given).unwrap_or(i64::MAX));
+                match list.add_partition_offset(&self.topic, partition as i32, offset) {
+                    Ok(()) => sent.push((partition, given)),
+                    Err(error) => tracing::error!(%error, partition, "not a position"),
                 }
+            }
+        }
+        if sent.is_empty() {
+            return;
+        }
+        let result = consumer.commit(&list, CommitMode::Sync);
+        for (partition, given) in &sent {
+            self.lane(*partition, |lane| match &result {
+                Ok(()) => lane.stored = lane.stored.max(*given),
+                Err(_) => lane.rests_until = Some(Instant::now() + RETRY),
+            });
+        }
+        let count = sent.len() as u64;
+        match result {
+            Ok(()) => add(&self.metrics.commits, count),
+            Err(error) => {
+                add(&self.metrics.commit_failures, count);
+                tracing::warn!(%error, "positions were not committed; they are tried again");
             }
         }
     }
@@ -216,7 +243,7 @@ pub(super) enum Question {
 
 /// What the thread works with.
 pub(super) struct Positions {
-    pub(super) consumer: BaseConsumer<Context>,
+    pub(super) consumer: Arc<BaseConsumer<Context>>,
     pub(super) topic: String,
     pub(super) group: String,
     pub(super) epoch: u32,
@@ -331,24 +358,8 @@ impl Positions {
                     tracing::debug!(%error, "the ends of the partitions are not known now");
                 });
             }
-            // Serves log lines, errors and answers to commits; no messages come without an assignment.
+            // Serves log lines and errors; no messages come without an assignment.
             while self.consumer.poll(Duration::ZERO).is_some() {}
-            if !self.commits.member.load(Ordering::Acquire) {
-                self.commits.send(&self.consumer, &[]);
-            }
-        }
-        self.last_commits(&all);
-    }
-
-    /// Commits what was given last, without a member.
-    fn last_commits(&self, all: &[u32]) {
-        let until = Instant::now() + Duration::from_millis(500);
-        if self.commits.member.load(Ordering::Acquire) {
-            return;
-        }
-        while Instant::now() < until && all.iter().any(|p| self.commits.is_behind(*p)) {
-            self.commits.send(&self.consumer, all);
-            _ = self.consumer.poll(Duration::from_millis(10));
         }
     }
 
