@@ -49,8 +49,8 @@ pub type AppendReport = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 ///   same, but an acknowledgement is made only from a record that was read.
 /// - **Ordered**: per partition one order, the same for every reader for ever. Records
 ///   of one call keep their order, and calls of one thread keep theirs.
-/// - **All or nothing**: of the records of one call, all or a prefix are appended when
-///   the result is `Unknown`, none when it is another error.
+/// - **All or nothing**: of the records of one call, all or a prefix (of those of each partition) are
+///   appended when the result is `Unknown`, none when it is another error.
 /// - Positions grow by one or more a record.
 pub trait Log: Send + Sync {
     /// How many partitions there are; never changes.
@@ -93,6 +93,7 @@ pub trait Log: Send + Sync {
     ) -> BoxFuture<'_, Result<(), LogError>>;
 
     /// The position behind the last committed record: everything before it can be read, and a
-    /// read from it waits.
+    /// read from it waits. A log in another process may know it late: it covers what this process
+    /// has read and, once [`Log::committed`] has answered, all that anybody could read before that call.
     fn end(&self, partition: Partition) -> Position;
 }

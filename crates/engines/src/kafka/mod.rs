@@ -40,7 +40,7 @@ use append::{Appender, Piece, Target};
 use context::Context;
 use positions::{Commits, Ends, Positions, Question, ask};
 use read::{Ask, Reader, Wait};
-use start::{Cluster, blocking};
+use start::{Cluster, blocking, of_config};
 
 pub use metrics::Metrics;
 pub use ownership::KafkaOwnership;
@@ -117,7 +117,7 @@ impl KafkaLog {
                 .consumer(&settings.group)
                 .create_with_context(context)
         };
-        let probe = Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?);
+        let probe = Arc::new(consumer(Context::default()).map_err(|error| of_config(&error))?);
         let asking = Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?);
         commits.go_through(Some(Arc::clone(&asking)), false);
         let all: Vec<u32> = (0..partitions).collect();
@@ -126,6 +126,8 @@ impl KafkaLog {
         for (partition, end) in found {
             ends.seen(partition, end);
         }
+        let appender = Appender::start(&settings, topics, Arc::clone(&metrics))
+            .map_err(|error| of_config(&error))?;
         let (questions, asked) = channel();
         let (asks, reads) = channel();
         let positions = Positions {
@@ -163,8 +165,6 @@ impl KafkaLog {
                 .spawn(move || reader.run(partitions, &reads))
                 .map_err(|error| wrong(&error))?,
         ];
-        let appender = Appender::start(&settings, topics, Arc::clone(&metrics))
-            .map_err(|error| wrong(&error))?;
         Ok(KafkaLog {
             settings,
             appender: Arc::new(appender),

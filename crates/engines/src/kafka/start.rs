@@ -61,7 +61,14 @@ impl<'a> Cluster<'a> {
 
     /// Why nobody answered, for the operator.
     fn away(&self, error: &KafkaError) -> StartError {
-        while self.consumer.poll(Duration::ZERO).is_some() {}
+        // The errors of connections come a moment later, one by one.
+        let until = Instant::now() + Duration::from_millis(300);
+        let told = |last: Option<&(RDKafkaErrorCode, String)>| {
+            last.is_some_and(|(code, _)| *code != RDKafkaErrorCode::AllBrokersDown)
+        };
+        while Instant::now() < until && !told(self.last_error.get().as_ref()) {
+            _ = self.consumer.poll(Duration::from_millis(20));
+        }
         let last = self.last_error.get();
         if let Some((
             RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed,
@@ -293,7 +300,8 @@ impl<'a> Cluster<'a> {
     }
 }
 
-fn of_config(error: &KafkaError) -> StartError {
+/// What is wrong with the settings, when a client can't be made of them.
+pub(super) fn of_config(error: &KafkaError) -> StartError {
     let setting = match error {
         KafkaError::ClientConfig(_, _, key, _) => match key.as_str() {
             "security.protocol" => "kafka.security_protocol",
@@ -302,6 +310,7 @@ fn of_config(error: &KafkaError) -> StartError {
             "compression.type" => "kafka.compression",
             _ => "kafka",
         },
+        // Values that don't go together are told when the client is made; those of security do not.
         _ => "kafka.security_protocol",
     };
     // The client's own text would show the value, which may be a password.
