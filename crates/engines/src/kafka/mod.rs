@@ -11,8 +11,10 @@
 //! it is all or a prefix.
 
 mod append;
+mod commits;
 mod context;
 mod metrics;
+mod migrate;
 mod ownership;
 mod pending;
 mod positions;
@@ -37,16 +39,17 @@ use tokio::sync::oneshot;
 
 use crate::StartError;
 use append::{Appender, Piece, Target};
+use commits::Commits;
 use context::Context;
-use positions::{Commits, Ends, Positions, Question, ask};
+use positions::{Ends, Positions, Question, ask};
 use read::{Ask, Reader, Wait};
 use start::{Cluster, blocking, of_config};
 
 pub use metrics::Metrics;
+pub use migrate::migrate;
 pub use ownership::KafkaOwnership;
 pub use pending::{Mark, Pending};
 pub use settings::Settings;
-pub use start::migrate;
 
 /// The appender's number of the log's topic.
 const MESSAGES: usize = 0;

@@ -19,9 +19,9 @@ use tidings_core::ports::ownership::{Change, Ownership};
 use tokio::sync::Notify;
 
 use super::KafkaLog;
+use super::commits::Commits;
 use super::context::Context;
 use super::metrics::{Metrics, add};
-use super::positions::Commits;
 use crate::StartError;
 
 /// How long the thread waits for events at most: how soon it sees that something was released.
@@ -206,9 +206,8 @@ impl Membership {
     fn run(&self, consumer: Arc<BaseConsumer<Context>>) {
         while !self.leaving.load(Ordering::Acquire) {
             // What comes in spite of the pause is read elsewhere.
-            match consumer.poll(TICK) {
-                Some(Err(error)) => tracing::debug!(%error, "the group's member"),
-                Some(Ok(_)) | None => {}
+            if let Some(Err(error)) = consumer.poll(TICK) {
+                tracing::debug!(%error, "the group's member");
             }
             self.go_on(&consumer);
         }

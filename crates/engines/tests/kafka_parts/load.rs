@@ -1,0 +1,119 @@
+//! How long a record takes, and what it costs: run by hand.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tidings_core::ids::{ConversationId, Partition, Position};
+use tidings_core::ports::log::{Append, Log};
+use tidings_engines::kafka::KafkaLog;
+
+use super::parts::{Own, run};
+
+/// The processor time of this process so far.
+fn cpu() -> Duration {
+    let stat = std::fs::read_to_string("/proc/self/stat").expect("Linux");
+    let fields: Vec<&str> = stat
+        .rsplit(')')
+        .next()
+        .expect("fields")
+        .split_whitespace()
+        .collect();
+    let ticks = |n: usize| fields[n].parse::<u64>().expect("a number");
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
+}
+
+/// Appends at a rate for a while, reads all; gives append-to-read latencies.
+async fn load(log: &Arc<KafkaLog>, rate: u64, batch: u64, lasts: Duration) -> Vec<Duration> {
+    let from: Vec<Position> = (0..log.partitions())
+        .map(|p| log.end(Partition(p)))
+        .collect();
+    let began = Instant::now();
+    let total = rate * lasts.as_secs();
+    let (done, mut read) = tokio::sync::mpsc::unbounded_channel();
+    for partition in (0..log.partitions()).map(Partition) {
+        let (log, done, mut from) = (Arc::clone(log), done.clone(), from[partition.0 as usize]);
+        tokio::spawn(async move {
+            loop {
+                let records = log
+                    .read(partition, from, 256 << 10)
+                    .await
+                    .expect("readable");
+                let now = began.elapsed();
+                for record in &records {
+                    let sent = record.payload[..8].try_into().map(u64::from_be_bytes);
+                    let sent = Duration::from_nanos(sent.expect("8 bytes"));
+                    if done.send(now.saturating_sub(sent)).is_err() {
+                        return;
+                    }
+                }
+                from = records[records.len() - 1].position.next();
+            }
+        });
+    }
+    let sending = Arc::clone(log);
+    let sender = tokio::spawn(async move {
+        for call in 0..total / batch {
+            let due = Duration::from_nanos(call * batch * 1_000_000_000 / rate);
+            tokio::time::sleep_until((began + due).into()).await;
+            let records = (0..batch)
+                .map(|i| {
+                    let text = format!(
+                        "{:x} I'll be there at nine, can you bring the {} keys?",
+                        call * 7919,
+                        i
+                    );
+                    let mut payload = (began.elapsed().as_nanos() as u64).to_be_bytes().to_vec();
+                    payload.extend(text.bytes().cycle().take(192));
+                    Append {
+                        conversation: ConversationId((call * batch + i) * 7919),
+                        payload: Bytes::from(payload),
+                    }
+                })
+                .collect();
+            sending.append(records, Box::new(|result| result.expect("taken")));
+        }
+    });
+    let mut took = Vec::new();
+    while (took.len() as u64) < total / batch * batch {
+        took.push(read.recv().await.expect("readers run"));
+    }
+    sender.await.expect("no panic");
+    took.sort();
+    took
+}
+
+#[test]
+#[ignore = "a measurement, for a quiet machine"]
+fn latency_and_processor_time() {
+    run(async {
+        for (compression, rate, batch) in [
+            ("zstd", 200, 1),
+            ("zstd", 10_000, 20),
+            ("lz4", 10_000, 20),
+            ("none", 10_000, 20),
+        ] {
+            let mut own = Own::migrated("load", 12).await;
+            own.settings.compression = compression.to_owned();
+            let log = Arc::new(own.open().await);
+            load(&log, 200, 1, Duration::from_secs(1)).await;
+            let (before, began) = (cpu(), Instant::now());
+            let took = load(&log, rate, batch, Duration::from_secs(8)).await;
+            let (used, lasted) = (cpu() - before, began.elapsed());
+            let at = |part: usize| took[(took.len() * part / 1000).min(took.len() - 1)];
+            let metrics = log.metrics();
+            let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
+            println!(
+                "{compression} {rate}/s by {batch}: append to read p50 {:?} p99 {:?} p99.9 {:?}; {} records in {lasted:?}, \
+                 {used:?} of processor time ({:.1} us a record), report after {} us on average",
+                at(500),
+                at(990),
+                at(999),
+                took.len(),
+                used.as_secs_f64() * 1e6 / took.len() as f64,
+                get(&metrics.produce_us) / get(&metrics.appended).max(1),
+            );
+        }
+    });
+}
