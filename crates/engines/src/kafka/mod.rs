@@ -69,7 +69,7 @@ pub struct KafkaLog {
     metrics: Arc<Metrics>,
     asks: Sender<Ask>,
     questions: Sender<Question>,
-    /// For questions of [`KafkaLog::check`], which must not wait behind others.
+    /// Questions' client, for [`KafkaLog::check`], which must not wait behind them.
     probe: Arc<BaseConsumer<Context>>,
     down: AtomicBool,
     /// Told when the last commits were made.
@@ -120,8 +120,8 @@ impl KafkaLog {
                 .consumer(&settings.group)
                 .create_with_context(context)
         };
-        let probe = Arc::new(consumer(Context::default()).map_err(|error| of_config(&error))?);
-        let asking = Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?);
+        let asking = Arc::new(consumer(Context::default()).map_err(|error| of_config(&error))?);
+        let probe = Arc::clone(&asking);
         commits.go_through(Some(Arc::clone(&asking)), false);
         let all: Vec<u32> = (0..partitions).collect();
         let found = positions::bounds(&asking, &settings.topic, &all, Offset::End)
@@ -210,8 +210,6 @@ impl KafkaLog {
         let topic = self.settings.topic.clone();
         let insync = self.settings.min_insync_replicas as usize;
         let look = move || {
-            // Its log lines and errors are served by nobody else.
-            while probe.poll(Duration::ZERO).is_some() {}
             let metadata = probe
                 .fetch_metadata(Some(&topic), CHECK)
                 .map_err(|error| format!("no broker answers: {error}"))?;

@@ -33,6 +33,8 @@ const TICK: Duration = Duration::from_millis(50);
 const TURN: Duration = Duration::from_millis(100);
 /// When nothing came for so long although there is something, the partition is begun anew.
 const STUCK: Duration = Duration::from_secs(5);
+/// How long a partition rests that could not be read.
+const REST: Duration = Duration::from_secs(1);
 /// The most reads that wait on one partition.
 const WAITS_MAX: usize = 1000;
 
@@ -89,6 +91,8 @@ struct State {
     next: Option<u64>,
     /// When it was begun there, and when something came last.
     since: Option<Instant>,
+    /// Not begun anew before then.
+    rests_until: Option<Instant>,
     heard: Option<Instant>,
     called: Arc<AtomicBool>,
     recent: VecDeque<Committed>,
@@ -151,7 +155,7 @@ impl State {
 enum Failure {
     /// Kafka doesn't have the position.
     Gone,
-    /// The topic isn't there, or not for us.
+    /// The topic isn't there, or not for us: perhaps a broker doesn't know better yet.
     Away(String),
 }
 
@@ -274,13 +278,17 @@ impl Reader {
         };
         let in_turn = state.waits.iter().any(|wait| Some(wait.from) == state.next)
             && state.since.is_some_and(|since| since.elapsed() < TURN);
-        if in_turn {
+        let rests = state
+            .rests_until
+            .is_some_and(|until| Instant::now() < until);
+        if in_turn || rests {
             return;
         }
         let from = state.waits[other].from;
         if let Err(error) = self.jump(partition, state, from) {
             tracing::warn!(%error, partition, from, "reading could not begin; it is tried again");
             state.next = None;
+            state.rests_until = Some(Instant::now() + REST);
         }
     }
 
@@ -379,12 +387,9 @@ impl Reader {
                 rest
             }
             Failure::Away(why) => {
-                for wait in waits {
-                    wait.answer(Err(LogError::Unavailable(format!(
-                        "the topic can't be read: {why}"
-                    ))));
-                }
-                VecDeque::new()
+                tracing::warn!(why, "the topic can't be read; it is tried again");
+                state.rests_until = Some(Instant::now() + REST);
+                waits
             }
         }
     }

@@ -251,7 +251,7 @@ pub(super) fn of_config(error: &KafkaError) -> StartError {
         // Values that don't go together are told when the client is made; those of security do not.
         _ => "kafka.security_protocol",
     };
-    // The client's own text would show the value, which may be a password.
+    // The description names the value, which is one of those with a fixed choice: any password is valid.
     let reason = match error {
         KafkaError::ClientConfig(_, description, key, _) => format!("{description} ({key})"),
         other => other.to_string(),

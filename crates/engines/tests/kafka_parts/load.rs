@@ -32,9 +32,10 @@ async fn load(log: &Arc<KafkaLog>, rate: u64, batch: u64, lasts: Duration) -> Ve
     let began = Instant::now();
     let total = rate * lasts.as_secs();
     let (done, mut read) = tokio::sync::mpsc::unbounded_channel();
+    let mut readers = tokio::task::JoinSet::new();
     for partition in (0..log.partitions()).map(Partition) {
         let (log, done, mut from) = (Arc::clone(log), done.clone(), from[partition.0 as usize]);
-        tokio::spawn(async move {
+        readers.spawn(async move {
             loop {
                 let records = log
                     .read(partition, from, 256 << 10)
