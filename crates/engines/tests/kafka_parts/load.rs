@@ -89,16 +89,21 @@ async fn load(log: &Arc<KafkaLog>, rate: u64, batch: u64, lasts: Duration) -> Ve
 #[ignore = "a measurement, for a quiet machine"]
 fn latency_and_processor_time() {
     run(async {
-        for (compression, rate, batch) in [
-            ("zstd", 200, 1),
-            ("zstd", 10_000, 20),
-            ("lz4", 10_000, 20),
-            ("none", 10_000, 20),
+        for (compression, linger_ms, rate, batch) in [
+            ("zstd", 5, 200, 1),
+            ("zstd", 5, 10_000, 20),
+            ("lz4", 5, 10_000, 20),
+            ("none", 5, 10_000, 20),
+            ("zstd", 20, 10_000, 20),
         ] {
             let mut own = Own::migrated("load", 12).await;
             own.settings.compression = compression.to_owned();
+            own.settings.linger_ms = linger_ms;
             let log = Arc::new(own.open().await);
             load(&log, 200, 1, Duration::from_secs(1)).await;
+            let before = cpu();
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            let idle = (cpu() - before).as_secs_f64() / 3.0;
             let (before, began) = (cpu(), Instant::now());
             let took = load(&log, rate, batch, Duration::from_secs(8)).await;
             let (used, lasted) = (cpu() - before, began.elapsed());
@@ -106,14 +111,15 @@ fn latency_and_processor_time() {
             let metrics = log.metrics();
             let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
             println!(
-                "{compression} {rate}/s by {batch}: append to read p50 {:?} p99 {:?} p99.9 {:?}; {} records in {lasted:?}, \
-                 {used:?} of processor time ({:.1} us a record), report after {} us on average",
+                "{compression} linger {linger_ms} ms {rate}/s by {batch}: append to read p50 {:?} p99 {:?} p99.9 {:?}; {} records in {lasted:?}, \
+                 {used:?} of processor time ({:.1} us a record), report after {} us on average; at rest {:.1} % of a core",
                 at(500),
                 at(990),
                 at(999),
                 took.len(),
                 used.as_secs_f64() * 1e6 / took.len() as f64,
                 get(&metrics.produce_us) / get(&metrics.appended).max(1),
+                idle * 100.0,
             );
         }
     });
