@@ -5,6 +5,10 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer, ThreadedProducer};
+use rdkafka::{Offset, TopicPartitionList};
 use tidings_core::ids::{ConversationId, Partition, Position};
 use tidings_core::ports::log::{Append, Log};
 use tidings_engines::kafka::KafkaLog;
@@ -60,13 +64,7 @@ async fn load(log: &Arc<KafkaLog>, rate: u64, batch: u64, lasts: Duration) -> Ve
             tokio::time::sleep_until((began + due).into()).await;
             let records = (0..batch)
                 .map(|i| {
-                    let text = format!(
-                        "{:x} I'll be there at nine, can you bring the {} keys?",
-                        call * 7919,
-                        i
-                    );
-                    let mut payload = (began.elapsed().as_nanos() as u64).to_be_bytes().to_vec();
-                    payload.extend(text.bytes().cycle().take(192));
+                    let payload = payload(began.elapsed(), call, i);
                     Append {
                         conversation: ConversationId((call * batch + i) * 7919),
                         payload: Bytes::from(payload),
@@ -85,6 +83,78 @@ async fn load(log: &Arc<KafkaLog>, rate: u64, batch: u64, lasts: Duration) -> Ve
     took
 }
 
+/// The same load by the driver alone: what the log costs beside it.
+fn bare(own: &Own, rate: u64, batch: u64, lasts: Duration) -> Vec<Duration> {
+    let mut config = rdkafka::ClientConfig::new();
+    config
+        .set("bootstrap.servers", own.settings.brokers.join(","))
+        .set("socket.nagle.disable", "true");
+    let producer: ThreadedProducer<DefaultProducerContext> = config
+        .clone()
+        .set("enable.idempotence", "true")
+        .set("compression.type", &own.settings.compression)
+        .set("linger.ms", own.settings.linger_ms.to_string())
+        .create()
+        .expect("a producer");
+    let consumer: BaseConsumer = config
+        .set("group.id", "test-bare")
+        .set("enable.auto.commit", "false")
+        .set("fetch.wait.max.ms", own.settings.fetch_wait_ms.to_string())
+        .create()
+        .expect("a consumer");
+    let topic = own.settings.topic.clone();
+    let mut list = TopicPartitionList::new();
+    for partition in 0..own.settings.partitions {
+        let (_, end) = consumer
+            .fetch_watermarks(&topic, partition as i32, Duration::from_secs(5))
+            .expect("the end");
+        list.add_partition_offset(&topic, partition as i32, Offset::Offset(end))
+            .expect("a position");
+    }
+    consumer.assign(&list).expect("assigned");
+    let (began, total) = (Instant::now(), rate * lasts.as_secs() / batch * batch);
+    let partitions = own.settings.partitions;
+    let sender = std::thread::spawn(move || {
+        for call in 0..total / batch {
+            let due = Duration::from_nanos(call * batch * 1_000_000_000 / rate);
+            std::thread::sleep(due.saturating_sub(began.elapsed()));
+            for i in 0..batch {
+                let conversation = ConversationId((call * batch + i) * 7919);
+                let payload = payload(began.elapsed(), call, i);
+                let key = conversation.0.to_be_bytes();
+                let record = BaseRecord::to(&topic)
+                    .partition((conversation.slot() % partitions) as i32)
+                    .key(&key[..])
+                    .payload(&payload[..]);
+                assert!(producer.send(record).is_ok());
+            }
+        }
+        producer.flush(Duration::from_secs(10)).expect("taken");
+    });
+    let mut took = Vec::new();
+    while (took.len() as u64) < total {
+        if let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) {
+            let payload = message.payload().expect("bytes");
+            let sent = payload[..8].try_into().map(u64::from_be_bytes);
+            let sent = Duration::from_nanos(sent.expect("8 bytes"));
+            took.push(began.elapsed().saturating_sub(sent));
+        }
+    }
+    sender.join().expect("no panic");
+    took.sort();
+    took
+}
+
+fn payload(at: Duration, call: u64, i: u64) -> Vec<u8> {
+    let text = format!(
+        "{:x} I'll be there at nine, can you bring the {i} keys?",
+        call * 7919
+    );
+    let mut payload = (at.as_nanos() as u64).to_be_bytes().to_vec();
+    payload.extend(text.bytes().cycle().take(192));
+    payload
+}
+
 #[test]
 #[ignore = "a measurement, for a quiet machine"]
 fn latency_and_processor_time() {
@@ -93,8 +163,6 @@ fn latency_and_processor_time() {
             ("zstd", 5, 200, 1),
             ("zstd", 5, 10_000, 20),
             ("lz4", 5, 10_000, 20),
-            ("none", 5, 10_000, 20),
-            ("zstd", 20, 10_000, 20),
         ] {
             let mut own = Own::migrated("load", 12).await;
             own.settings.compression = compression.to_owned();
@@ -107,6 +175,15 @@ fn latency_and_processor_time() {
             let (before, began) = (cpu(), Instant::now());
             let took = load(&log, rate, batch, Duration::from_secs(8)).await;
             let (used, lasted) = (cpu() - before, began.elapsed());
+            log.shutdown();
+            let before = cpu();
+            let alone = bare(&own, rate, batch, Duration::from_secs(8));
+            let alone_used = cpu() - before;
+            println!(
+                "the driver alone: p50 {:?} p99 {:?}, {alone_used:?} of processor time",
+                alone[alone.len() / 2],
+                alone[alone.len() * 99 / 100],
+            );
             let at = |part: usize| took[(took.len() * part / 1000).min(took.len() - 1)];
             let metrics = log.metrics();
             let get = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
