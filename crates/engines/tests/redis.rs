@@ -627,6 +627,49 @@ async fn a_server_that_may_start_without_redis_finds_it_later() {
     .await;
 }
 
+/// One command to one server.
+async fn tell(node: &str, command: &[&str]) -> redis::RedisResult<redis::Value> {
+    let client = Client::open(format!("redis://{node}/")).expect("an address");
+    let mut conn = client.get_multiplexed_async_connection().await?;
+    let mut line = redis::cmd(command[0]);
+    line.arg(&command[1..]);
+    line.query_async(&mut conn).await
+}
+
+/// How long calls fail after this is done to a Redis, until another is primary and calls are good again.
+async fn fails_for(registry: &RedisRegistry, node: &str, command: &[&str]) -> Duration {
+    let (user, before) = (a_user(), primary().await);
+    tell(node, command).await.expect("done");
+    let begun = Instant::now();
+    let (mut first, mut last, mut good) = (None, Instant::now(), 0);
+    while good < 100 {
+        let asked = Instant::now();
+        if registry.put_session(entry(user, 1, 1)).await.is_err() {
+            first.get_or_insert(asked);
+            (last, good) = (Instant::now(), 0);
+        } else if good > 0 || primary().await != before {
+            good += 1;
+        }
+        assert!(
+            begun.elapsed() < Duration::from_secs(30),
+            "followed within 30 s"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let failing = first.map_or(Duration::ZERO, |first| last - first);
+    println!(
+        "{command:?}: calls failed for {failing:?}, the last {:?} after it",
+        last - begun
+    );
+    // Until then the old one may still say that it is the primary.
+    until("the old primary is a replica", 30, || async {
+        let info = tell(&before, &["INFO", "replication"]).await;
+        info.is_ok_and(|info| format!("{info:?}").contains("role:slave"))
+    })
+    .await;
+    failing
+}
+
 #[tokio::test]
 async fn a_failover_by_the_sentinels_is_followed() {
     let Some(redis) = redis().await else { return };
@@ -635,7 +678,6 @@ async fn a_failover_by_the_sentinels_is_followed() {
         return;
     }
     let settings = redis.settings.clone();
-    let before = primary().await;
     // From here on nobody else is at work.
     drop(redis);
     let quiet = QUIET.write().await;
@@ -645,48 +687,16 @@ async fn a_failover_by_the_sentinels_is_followed() {
     })
     .await
     .expect("opens");
-    let user = a_user();
-    let (mut failing, mut since, mut failed) = (Duration::ZERO, None, 0);
-    let sentinel = Client::open(format!("redis://{SENTINEL}/")).expect("an address");
-    let mut sentinel = sentinel
-        .get_multiplexed_async_connection()
-        .await
-        .expect("a Sentinel");
-    redis::cmd("SENTINEL")
-        .arg("FAILOVER")
-        .arg("tidings")
-        .query_async::<()>(&mut sentinel)
-        .await
-        .expect("a failover begins");
-    let begun = Instant::now();
-    let mut good = 0;
-    while good < 100 {
-        let put = registry.put_session(entry(user, 1, 1)).await;
-        match put {
-            Ok(()) if primary().await != before => good += 1,
-            Ok(()) => {}
-            Err(_) => {
-                failed += 1;
-                good = 0;
-                since.get_or_insert_with(Instant::now);
-            }
-        }
-        if good == 1
-            && let Some(since) = since.take()
-        {
-            failing += since.elapsed();
-        }
-        assert!(
-            begun.elapsed() < Duration::from_secs(30),
-            "followed within 30 s"
-        );
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    println!(
-        "failover: calls failed for {failing:?} ({failed} calls), all over after {:?}",
-        begun.elapsed()
-    );
-    assert!(failing < Duration::from_secs(8), "{failing:?}");
+    // Held for longer than the Sentinels wait, it answers nobody, as a hung one.
+    let hung = fails_for(
+        &registry,
+        &primary().await,
+        &["CLIENT", "PAUSE", "8000", "ALL"],
+    )
+    .await;
+    assert!(hung < Duration::from_secs(8), "{hung:?}");
+    let told = fails_for(&registry, SENTINEL, &["SENTINEL", "FAILOVER", "tidings"]).await;
+    assert!(told < Duration::from_secs(4), "{told:?}");
     drop(quiet);
     let redis = Redis {
         settings,

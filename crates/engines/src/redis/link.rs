@@ -23,7 +23,7 @@ const SILENCE: Duration = Duration::from_millis(300);
 const SENTINEL_POLL: Duration = Duration::from_secs(1);
 
 /// Waits between tries to connect: doubling between these, by up to half longer at random.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 
 /// Where subscribers connect, and the number of the connection that it came with.
 #[derive(Clone, Default)]
