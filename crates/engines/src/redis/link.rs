@@ -115,8 +115,11 @@ impl Link {
                     tracing::info!(address = address.as_deref(), "redis: connected");
                 }
                 Err(error) => {
-                    *lock(&self.trouble) = error.to_string();
-                    tracing::warn!(%error, "redis: no connection");
+                    let said = error.to_string();
+                    let before = std::mem::replace(&mut *lock(&self.trouble), said.clone());
+                    if before != said {
+                        tracing::warn!(error = said, "redis: no connection");
+                    }
                     let more = getrandom::u32().map_or(0.5, |r| f64::from(r) / f64::from(u32::MAX));
                     tokio::time::sleep(wait.mul_f64(1.0 + more / 2.0)).await;
                     wait = (wait * 2).min(BACKOFF.1);
