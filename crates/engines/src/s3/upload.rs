@@ -140,7 +140,11 @@ impl S3Blobs {
             return match self.timed_raw(deadline, put).await? {
                 Ok(_) => Ok(true),
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
-                Err(error) => Err(self.failed(error)),
+                // Some services refuse without reading the body, and the refusal is lost with the connection.
+                Err(error) => match (self.failed(error), self.head(key).await) {
+                    (_, Ok(Some(_))) => Ok(false),
+                    (error, _) => Err(error),
+                },
             };
         }
         let id = self
