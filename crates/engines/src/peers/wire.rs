@@ -319,7 +319,7 @@ enums! {
         6 => Typing { conversation, user, on },
         7 => Digest { partition, number, heads, changes },
         8 => TookOver { partition },
-        9 => Interested { request, heads },
+        9 => Interested { request, digest, heads },
     }
     To {
         0 => All,

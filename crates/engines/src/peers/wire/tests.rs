@@ -207,7 +207,11 @@ fn to_gateway() -> impl Strategy<Value = ToGateway> {
                 later,
             }
         ),
-        (number(), heads()).prop_map(|(request, heads)| ToGateway::Interested { request, heads }),
+        (number(), number(), heads()).prop_map(|(request, digest, heads)| ToGateway::Interested {
+            request,
+            digest,
+            heads
+        }),
         any::<u32>().prop_map(|partition| ToGateway::TookOver {
             partition: Partition(partition),
         }),
