@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! cluster/stack up cassandra
-//! cargo run --release -p tidings-engines --example cassandra_bytes -- ubuntu-irc.jsonl.gz
+//! cargo run -p tidings-engines --example cassandra_bytes -- ubuntu-irc.jsonl.gz
 //! ```
 //!
 //! The file has one JSON object a line, messages with `nick` and `text`. They are played as a server
@@ -18,7 +18,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, TryStreamExt};
 use scylla::client::session::Session;
 use scylla::client::session_builder::SessionBuilder;
 use scylla::statement::batch::{Batch, BatchStatement, BatchType};

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! cluster/stack up cassandra
-//! cargo run --release -p tidings-engines --example cassandra_puts
+//! cargo run -p tidings-engines --example cassandra_puts
 //! ```
 
 use std::time::{Duration, Instant};

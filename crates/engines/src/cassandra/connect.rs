@@ -1,8 +1,10 @@
 //! Connections: the driver's session by our settings, and why there is none.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::future::Future;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +17,9 @@ use scylla::client::session_builder::SessionBuilder;
 use scylla::cluster::metadata::{Peer, Strategy};
 use scylla::errors::{
     ConnectionError, ConnectionPoolError, ConnectionSetupRequestErrorKind, DbError, MetadataError,
-    NewSessionError,
+    NewSessionError, TranslationError,
 };
+use scylla::policies::address_translator::{AddressTranslator, UntranslatedPeer};
 use scylla::policies::host_filter::HostFilter;
 use scylla::policies::load_balancing::DefaultPolicy;
 use scylla::statement::Consistency as DriverConsistency;
@@ -70,7 +73,7 @@ pub(super) async fn connect(settings: &Settings) -> Result<Session, StartError> 
         builder = builder.tls_context(Some(tls(&settings.tls_ca_file)?));
     }
     if !settings.address_map.is_empty() {
-        builder = builder.address_translator(Arc::new(address_map(&settings.address_map)?));
+        builder = builder.address_translator(Arc::new(AddressMap::parse(&settings.address_map)?));
     }
     if settings.connections_remote == 0 && !settings.local_datacenter.is_empty() {
         builder = builder.host_filter(Arc::new(OneDatacenter(settings.local_datacenter.clone())));
@@ -111,23 +114,41 @@ fn with_port(host: &str) -> String {
     }
 }
 
-fn address_map(lines: &[String]) -> Result<HashMap<SocketAddr, SocketAddr>, StartError> {
-    let pair = |line: &String| {
-        let (announced, reachable) = line.split_once('=')?;
-        Some((
-            announced.trim().parse().ok()?,
-            reachable.trim().parse().ok()?,
-        ))
-    };
-    lines
-        .iter()
-        .map(|line| {
+/// Where nodes are reached, by the address that they announce. Without a port: nodes announce none,
+/// and the driver takes that of the node which it asked.
+struct AddressMap(HashMap<IpAddr, SocketAddr>);
+
+impl AddressMap {
+    fn parse(lines: &[String]) -> Result<AddressMap, StartError> {
+        let pair = |line: &String| {
+            let (announced, reachable) = line.split_once('=')?;
+            let announced = announced.trim().parse().ok()?;
+            Some((announced, reachable.trim().parse().ok()?))
+        };
+        let lines = lines.iter().map(|line| {
             pair(line).ok_or_else(|| {
-                let reason = format!("'{line}' isn't of the form IP:PORT=IP:PORT");
+                let reason = format!("'{line}' isn't of the form IP=IP:PORT");
                 StartError::wrong("cassandra.address_map", reason)
             })
-        })
-        .collect()
+        });
+        Ok(AddressMap(lines.collect::<Result<_, _>>()?))
+    }
+}
+
+impl AddressTranslator for AddressMap {
+    fn translate_address<'a, 'b, 'f>(
+        &'a self,
+        peer: &'b UntranslatedPeer,
+    ) -> Pin<Box<dyn Future<Output = Result<SocketAddr, TranslationError>> + Send + 'f>>
+    where
+        'a: 'f,
+        'b: 'f,
+        Self: 'f,
+    {
+        let announced = peer.untranslated_address();
+        let reachable = self.0.get(&announced.ip()).copied();
+        Box::pin(std::future::ready(Ok(reachable.unwrap_or(announced))))
+    }
 }
 
 fn tls(ca_file: &str) -> Result<Arc<rustls::ClientConfig>, StartError> {

@@ -42,8 +42,8 @@ pub struct Settings {
     pub tls: bool,
     /// PEM file with the certificates that sign the nodes'; needed with `tls`.
     pub tls_ca_file: String,
-    /// Nodes behind address translation, each `announced=reachable` (`10.0.0.1:9042=192.0.2.1:19042`):
-    /// name every node, or none. `hosts` are taken as they are.
+    /// Nodes behind address translation, each `announced=reachable` (`10.0.0.1=192.0.2.1:19042`);
+    /// others are reached as they announce themselves, and `hosts` as they are named.
     pub address_map: Vec<String>,
     /// How long opening a connection may take.
     pub connect_timeout_ms: u64,

@@ -111,7 +111,8 @@ impl Proxies {
     }
 
     pub fn address_map(&self) -> Vec<String> {
-        let line = |(n, (address, _)): (usize, &(SocketAddr, _))| format!("{}={address}", node(n));
+        let line =
+            |(n, (address, _)): (usize, &(SocketAddr, _))| format!("127.0.0.{}={address}", n + 1);
         self.0.iter().enumerate().map(line).collect()
     }
 
