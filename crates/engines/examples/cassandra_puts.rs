@@ -33,7 +33,7 @@ async fn main() -> Result<(), Failure> {
     let mut seq = 1;
     for (rows, conversations) in [(1, 1), (10, 1), (10, 10), (100, 1), (100, 10), (100, 100)] {
         for at_once in [1, 8] {
-            let puts = 200 * at_once as u64;
+            let puts = 100 * at_once as u64;
             let (began, cpu_began) = (Instant::now(), cpu());
             let mut times: Vec<Duration> = stream::iter(0..puts)
                 .map(|put| {

@@ -267,12 +267,12 @@ impl Client {
         c: ConversationId,
         from: Position,
     ) -> StoreResult<Vec<EventRow>> {
-        let first = self.downwards(c, from).await?;
+        let first = Box::pin(self.downwards(c, from)).await?;
         if is_contiguous(&first) {
             return Ok(first);
         }
         count(&self.metrics.reread);
-        let second = self.downwards(c, from).await?;
+        let second = Box::pin(self.downwards(c, from)).await?;
         Ok(if second.len() >= first.len() {
             second
         } else {

@@ -25,7 +25,11 @@ const CHANGE: Duration = Duration::from_secs(30);
 /// About so many files stay on disk with a TTL: one for each window of time.
 const WINDOWS: u32 = 30;
 
-/// Chosen by measurement: `examples/cassandra_bytes.rs`.
+/// Chosen by measurement (`examples/cassandra_bytes.rs`: 100,000 messages of 54.5 bytes of text, bytes
+/// a message of one copy, indexes included): none 121, LZ4 79, Zstd level 1 68, level 3 66.5, level 9
+/// 65; blocks of 64 KiB would save 4 more, but each read of one row takes a whole block apart. JSON
+/// rows with Snappy for each message: 331. The nodes' CPU for writing, compacting and reading differs
+/// by less than it does from run to run.
 const COMPRESSION: &str =
     "{'class': 'ZstdCompressor', 'compression_level': 3, 'chunk_length_in_kb': 16}";
 
