@@ -7,6 +7,7 @@
 pub mod conformance;
 pub mod ids;
 pub mod in_process;
+pub mod membership;
 pub mod path;
 pub mod ports;
 pub mod record;

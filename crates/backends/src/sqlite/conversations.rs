@@ -1,25 +1,23 @@
 //! Conversations, members and the outbox in SQL.
 //!
-//! Every change goes the same way: lock the row, check who may, change the member rows,
-//! then [`record_change`] counts the version and queues the log's record.
+//! Every change goes the same way: [`facts`] locks the row and reads, the core's rules judge, and
+//! [`record_change`] counts the version, changes the member rows and queues the log's record.
 
 use bytes::Bytes;
 use rusqlite::params;
 use tidings_core::ids::{ConversationId, UserId};
+use tidings_core::membership::{Request, next_version, outbox_entry, unchanged};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::{
     Answer, Change, ConversationRecord, Conversations, DirectoryError, Member, Membership,
-    NewConversation, Opened, OutboxEntry, Refusal, TITLE_BYTES_MAX, What,
+    NewConversation, Opened, OutboxEntry,
 };
-use tidings_core::record::{self, Content, MEMBERS_PER_EVENT_MAX, Record, Role, RoleChange};
+use tidings_core::record::{Role, RoleChange};
 
 use super::SqliteDirectory;
 use super::founding::{create, create_direct};
 use super::rows::{behind, conversation, conversation_columns, number, page, role, sql};
-use super::rules::{
-    departure, has_other_owner, lock, lock_as, may_give, may_touch, must_be_welcome,
-    must_have_changing_members, role_of,
-};
+use super::rules::facts;
 use super::tx::Tx;
 
 impl Conversations for SqliteDirectory {
@@ -32,51 +30,18 @@ impl Conversations for SqliteDirectory {
     }
 
     fn set_title(&self, id: ConversationId, by: UserId, title: String) -> Answer<'_, ()> {
-        self.threads.write(move |tx| {
-            check_title(&title)?;
-            let (_, actor) = lock_as(tx, id, by)?;
-            may_touch(actor, Role::None)?;
-            tx.execute(
-                "update conversations set title = $1 where id = $2",
-                params![title, sql(id.0)],
-            )?;
-            Ok(())
-        })
+        self.threads
+            .write(move |tx| change(tx, id, &Request::SetTitle { by, title }).map(drop))
     }
 
     fn join(&self, id: ConversationId, user: UserId) -> Answer<'_, Change> {
-        self.threads.write(move |tx| {
-            let there = lock(tx, id)?;
-            if role_of(tx, id, user)? != Role::None {
-                return Ok(unchanged(&there));
-            }
-            if there.join_role == Role::None {
-                return Err(DirectoryError::NotFound(What::Conversation));
-            }
-            must_be_welcome(tx, id, user)?;
-            record_change(
-                tx,
-                there.clone(),
-                user,
-                vec![RoleChange {
-                    user,
-                    role: there.join_role,
-                }],
-            )
-        })
+        self.threads
+            .write(move |tx| change(tx, id, &Request::Join { user }))
     }
 
     fn leave(&self, id: ConversationId, user: UserId) -> Answer<'_, Change> {
-        self.threads.write(move |tx| {
-            let there = lock(tx, id)?;
-            let own = role_of(tx, id, user)?;
-            if own == Role::None {
-                return Err(DirectoryError::NotFound(What::Conversation));
-            }
-            must_have_changing_members(&there)?;
-            let changes = departure(tx, id, user, own)?;
-            record_change(tx, there, user, changes)
-        })
+        self.threads
+            .write(move |tx| change(tx, id, &Request::Leave { user }))
     }
 
     fn add_members(
@@ -84,35 +49,15 @@ impl Conversations for SqliteDirectory {
         id: ConversationId,
         by: UserId,
         users: Vec<UserId>,
-        given: Role,
+        role: Role,
     ) -> Answer<'_, Change> {
-        self.threads.write(move |tx| {
-            if users.len() > MEMBERS_PER_EVENT_MAX {
-                return Err(DirectoryError::Refused(Refusal::TooMany(
-                    MEMBERS_PER_EVENT_MAX,
-                )));
-            }
-            let (there, actor) = lock_as(tx, id, by)?;
-            may_give(actor, given)?;
-            let mut changes: Vec<RoleChange> = Vec::new();
-            for user in sorted(users) {
-                if role_of(tx, id, user)? == Role::None {
-                    must_be_welcome(tx, id, user)?;
-                    changes.push(RoleChange { user, role: given });
-                }
-            }
-            record_change(tx, there, by, changes)
-        })
+        self.threads
+            .write(move |tx| change(tx, id, &Request::Add { by, users, role }))
     }
 
     fn remove_member(&self, id: ConversationId, by: UserId, user: UserId) -> Answer<'_, Change> {
-        self.threads.write(move |tx| {
-            let (there, actor) = lock_as(tx, id, by)?;
-            let theirs = role_of(tx, id, user)?;
-            may_touch(actor, theirs)?;
-            let changes = departure(tx, id, user, theirs)?;
-            record_change(tx, there, by, changes)
-        })
+        self.threads
+            .write(move |tx| change(tx, id, &Request::Remove { by, user }))
     }
 
     fn set_role(
@@ -120,58 +65,20 @@ impl Conversations for SqliteDirectory {
         id: ConversationId,
         by: UserId,
         user: UserId,
-        given: Role,
+        role: Role,
     ) -> Answer<'_, Change> {
-        self.threads.write(move |tx| {
-            let (there, actor) = lock_as(tx, id, by)?;
-            let theirs = role_of(tx, id, user)?;
-            if theirs == Role::None {
-                return Err(DirectoryError::NotFound(What::Member));
-            }
-            let stepping_down = by == user && given <= theirs && given != Role::None;
-            if !stepping_down {
-                may_touch(actor, theirs)?;
-                may_give(actor, given)?;
-            }
-            if theirs == Role::Owner && given != Role::Owner && !has_other_owner(tx, id, user)? {
-                return Err(DirectoryError::Refused(Refusal::LastOwner));
-            }
-            let changes = if theirs == given {
-                vec![]
-            } else {
-                vec![RoleChange { user, role: given }]
-            };
-            record_change(tx, there, by, changes)
-        })
+        self.threads
+            .write(move |tx| change(tx, id, &Request::SetRole { by, user, role }))
     }
 
     fn ban(&self, id: ConversationId, by: UserId, user: UserId) -> Answer<'_, Change> {
-        self.threads.write(move |tx| {
-            let (there, actor) = lock_as(tx, id, by)?;
-            let theirs = role_of(tx, id, user)?;
-            may_touch(actor, theirs)?;
-            if !tx.exists("select 1 from users where id = $1", [sql(user.0)])? {
-                return Err(DirectoryError::NotFound(What::User));
-            }
-            tx.execute(
-                "insert into bans (conversation, user_id) values ($1, $2) on conflict do nothing",
-                params![sql(id.0), sql(user.0)],
-            )?;
-            let changes = departure(tx, id, user, theirs)?;
-            record_change(tx, there, by, changes)
-        })
+        self.threads
+            .write(move |tx| change(tx, id, &Request::Ban { by, user }))
     }
 
     fn unban(&self, id: ConversationId, by: UserId, user: UserId) -> Answer<'_, ()> {
-        self.threads.write(move |tx| {
-            let (_, actor) = lock_as(tx, id, by)?;
-            may_touch(actor, Role::None)?;
-            tx.execute(
-                "delete from bans where conversation = $1 and user_id = $2",
-                params![sql(id.0), sql(user.0)],
-            )?;
-            Ok(())
-        })
+        self.threads
+            .write(move |tx| change(tx, id, &Request::Unban { by, user }).map(drop))
     }
 
     fn conversation(&self, id: ConversationId) -> Answer<'_, Option<ConversationRecord>> {
@@ -284,23 +191,47 @@ impl Conversations for SqliteDirectory {
     }
 }
 
+/// Any change of a conversation, in the steps that the module names.
+fn change(tx: &Tx<'_>, id: ConversationId, request: &Request) -> Result<Change, DirectoryError> {
+    request.check()?;
+    let facts = facts(tx, id, request)?;
+    let changes = request.judge(&facts)?;
+    match request {
+        Request::SetTitle { title, .. } => tx.execute(
+            "update conversations set title = $1 where id = $2",
+            params![title, sql(id.0)],
+        )?,
+        Request::Ban { user, .. } => tx.execute(
+            "insert into bans (conversation, user_id) values ($1, $2) on conflict do nothing",
+            params![sql(id.0), sql(user.0)],
+        )?,
+        Request::Unban { user, .. } => tx.execute(
+            "delete from bans where conversation = $1 and user_id = $2",
+            params![sql(id.0), sql(user.0)],
+        )?,
+        _ => 0,
+    };
+    record_change(tx, &facts.conversation, request.by(), changes)
+}
+
 /// Counts the version, changes the member rows and queues the record; without changes does nothing.
 pub(super) fn record_change(
     tx: &Tx<'_>,
-    there: ConversationRecord,
+    there: &ConversationRecord,
     by: UserId,
     changes: Vec<RoleChange>,
 ) -> Result<Change, DirectoryError> {
     if changes.is_empty() {
-        return Ok(unchanged(&there));
+        return Ok(unchanged(there));
     }
     let id = sql(there.id.0);
-    let version = there.version + 1;
+    let (change, payload) = next_version(there, by, changes);
+    let version = sql(change.version);
     tx.execute(
         "update conversations set version = $1 where id = $2",
-        params![sql(version), id],
+        params![version, id],
     )?;
-    for change in &changes {
+    for change in &change.changes {
         let user = sql(change.user.0);
         if change.role == Role::None {
             tx.execute(
@@ -311,7 +242,7 @@ pub(super) fn record_change(
             tx.execute(
                 "insert into members (conversation, user_id, role, since) values ($1, $2, $3, $4)
                  on conflict (conversation, user_id) do update set role = excluded.role",
-                params![id, user, change.role as i64, sql(version)],
+                params![id, user, change.role as i64, version],
             )?;
         }
     }
@@ -322,25 +253,12 @@ pub(super) fn record_change(
         |row| number(row, 0),
     )?;
     let queued = last.map_or(tx.now, |last| tx.now.max(last));
-    let content = Content::Membership(record::Membership {
-        version,
-        by,
-        changes: changes.clone(),
-        kind: there.kind,
-        title: there.title,
-    });
-    let mut payload = Vec::new();
-    Record {
-        conversation: there.id,
-        content,
-    }
-    .encode(&mut payload);
     tx.execute(
         "insert into outbox (conversation, version, queued, record) values ($1, $2, $3, $4)",
-        params![id, sql(version), sql(queued), payload],
+        params![id, version, sql(queued), payload],
     )?;
     tx.mark_members_changed();
-    Ok(Change { version, changes })
+    Ok(change)
 }
 
 pub(super) fn find(
@@ -356,40 +274,4 @@ pub(super) fn find(
         [sql(id.0)],
         conversation,
     )
-}
-
-fn unchanged(there: &ConversationRecord) -> Change {
-    Change {
-        version: there.version,
-        changes: vec![],
-    }
-}
-
-pub(super) fn check_title(title: &str) -> Result<(), DirectoryError> {
-    if title.len() > TITLE_BYTES_MAX {
-        Err(DirectoryError::Refused(Refusal::Invalid))
-    } else {
-        Ok(())
-    }
-}
-
-pub(super) fn sorted(mut users: Vec<UserId>) -> Vec<UserId> {
-    users.sort_unstable();
-    users.dedup();
-    users
-}
-
-fn outbox_entry(payload: Bytes) -> Result<OutboxEntry, DirectoryError> {
-    match Record::decode(&payload) {
-        Ok(Record {
-            conversation,
-            content: Content::Membership(change),
-        }) => Ok(OutboxEntry {
-            conversation,
-            change,
-        }),
-        _ => Err(DirectoryError::Corrupt(
-            "an outbox row holds no membership record".into(),
-        )),
-    }
 }

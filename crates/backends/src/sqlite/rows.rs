@@ -2,9 +2,10 @@
 
 use rusqlite::Row;
 use tidings_core::ids::{ConversationId, UserId};
-use tidings_core::ports::directory::{ConversationRecord, DirectoryError, PAGE_MAX, Refusal, What};
+use tidings_core::ports::directory::{ConversationRecord, DirectoryError, PAGE_MAX};
 use tidings_core::record::{ConversationKind, Role};
 
+use super::rules::account;
 use super::tx::Tx;
 
 /// An id or a time as the 64-bit signed number SQL has. Ids of the directory are below 2^63; any
@@ -64,14 +65,6 @@ pub(super) fn conversation(row: &Row<'_>) -> rusqlite::Result<ConversationRecord
 impl Tx<'_> {
     /// Passes users who exist and aren't shut.
     pub(super) fn must_be_active(&self, user: UserId) -> Result<(), DirectoryError> {
-        match self.row(
-            "select disabled from users where id = $1",
-            [sql(user.0)],
-            |row| row.get::<_, i64>(0),
-        )? {
-            None => Err(DirectoryError::NotFound(What::User)),
-            Some(0) => Ok(()),
-            Some(_) => Err(DirectoryError::Refused(Refusal::Disabled)),
-        }
+        account(self, user)?.must_be_open()
     }
 }

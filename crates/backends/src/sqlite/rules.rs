@@ -1,156 +1,96 @@
-//! Who may change which members: checked under the conversation's lock, in the change's own transaction.
+//! What a change of members rests on, read under the conversation's lock. The rules themselves are
+//! [`tidings_core::membership`]'s.
 
 use rusqlite::params;
 use tidings_core::ids::{ConversationId, UserId};
-use tidings_core::ports::directory::{ConversationRecord, DirectoryError, Refusal, What};
-use tidings_core::record::{ConversationKind, Role, RoleChange};
+use tidings_core::membership::{Account, Facts, Place, Request};
+use tidings_core::ports::directory::{ConversationRecord, DirectoryError, What};
+use tidings_core::record::Role;
 
 use super::rows::{conversation, number, role, sql};
 use super::tx::Tx;
 
-/// What a user's leaving changes: the user's place, and a successor's if nobody would own the rest.
-pub(super) fn departure(
+/// Takes the conversation's lock and reads what the request's decision needs.
+pub(super) fn facts(
     tx: &Tx<'_>,
     id: ConversationId,
-    user: UserId,
-    role: Role,
-) -> Result<Vec<RoleChange>, DirectoryError> {
-    if role == Role::None {
-        return Ok(vec![]);
-    }
-    let mut changes = vec![RoleChange {
-        user,
-        role: Role::None,
-    }];
-    if role == Role::Owner && !has_other_owner(tx, id, user)? {
-        let params = params![sql(id.0), sql(user.0)];
-        let heir = tx.row(
-            "select user_id from members where conversation = $1 and role >= 3 and user_id <> $2
-             order by since, user_id limit 1",
-            params,
-            |row| number(row, 0),
-        )?;
-        let heir = match heir {
-            Some(heir) => Some(heir),
-            None => tx.row(
-                "select user_id from members where conversation = $1 and user_id <> $2
-                 order by role desc, since, user_id limit 1",
-                params,
-                |row| number(row, 0),
+    request: &Request,
+) -> Result<Facts, DirectoryError> {
+    let conversation = lock(tx, id)?;
+    let people = request.people();
+    let mut places = Vec::with_capacity(people.len());
+    for user in people {
+        places.push(Place {
+            user,
+            role: role_of(tx, id, user)?,
+            account: account(tx, user)?,
+            banned: tx.exists(
+                "select 1 from bans where conversation = $1 and user_id = $2",
+                params![sql(id.0), sql(user.0)],
             )?,
-        };
-        changes.extend(heir.map(|heir| RoleChange {
-            user: UserId(heir),
-            role: Role::Owner,
-        }));
+        });
     }
-    Ok(changes)
-}
-
-pub(super) fn has_other_owner(
-    tx: &Tx<'_>,
-    id: ConversationId,
-    user: UserId,
-) -> Result<bool, DirectoryError> {
-    tx.exists(
-        "select 1 from members where conversation = $1 and role >= 3 and role = 4 and user_id <> $2",
-        params![sql(id.0), sql(user.0)],
-    )
+    let next_in_line = match request.leaver() {
+        Some(leaver) => next_in_line(tx, id, leaver)?,
+        None => None,
+    };
+    Ok(Facts {
+        conversation,
+        places,
+        next_in_line,
+    })
 }
 
 /// Takes the conversation's row lock: versions are given out under it.
-pub(super) fn lock(tx: &Tx<'_>, id: ConversationId) -> Result<ConversationRecord, DirectoryError> {
+fn lock(tx: &Tx<'_>, id: ConversationId) -> Result<ConversationRecord, DirectoryError> {
     tx.row(
-        concat!(
-            "update conversations as c set version = version where id = $1 returning ",
-            "id, kind, title, version, join_role, created"
-        ),
+        "update conversations set version = version where id = $1
+         returning id, kind, title, version, join_role, created",
         [sql(id.0)],
         conversation,
     )?
     .ok_or(DirectoryError::NotFound(What::Conversation))
 }
 
-/// Who wants to change something. An operator ranks above every owner.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Actor {
-    Member(Role),
-    Operator,
-}
-
-/// The lock, for somebody who wants to change others: the conversation and who they are in it.
-pub(super) fn lock_as(
+/// Admins and owners first, by their own index: the members of a large conversation aren't read.
+fn next_in_line(
     tx: &Tx<'_>,
     id: ConversationId,
-    by: UserId,
-) -> Result<(ConversationRecord, Actor), DirectoryError> {
-    let there = lock(tx, id)?;
-    let actor = if by == UserId(0) {
-        Actor::Operator
-    } else {
-        Actor::Member(role_of(tx, id, by)?)
-    };
-    if actor == Actor::Member(Role::None) {
-        return Err(DirectoryError::NotFound(What::Conversation));
-    }
-    must_have_changing_members(&there)?;
-    Ok((there, actor))
-}
-
-pub(super) fn must_have_changing_members(there: &ConversationRecord) -> Result<(), DirectoryError> {
-    if there.kind == ConversationKind::Direct {
-        Err(DirectoryError::Refused(Refusal::Direct))
-    } else {
-        Ok(())
-    }
-}
-
-/// An admin or above, and above whom it concerns.
-pub(super) fn may_touch(actor: Actor, theirs: Role) -> Result<(), DirectoryError> {
-    let allowed = actor >= Actor::Member(Role::Admin) && actor > Actor::Member(theirs);
-    if allowed {
-        Ok(())
-    } else {
-        Err(DirectoryError::Refused(Refusal::Role))
-    }
-}
-
-/// A role below the actor's own; owners make owners.
-pub(super) fn may_give(actor: Actor, given: Role) -> Result<(), DirectoryError> {
-    if given == Role::None {
-        return Err(DirectoryError::Refused(Refusal::Invalid));
-    }
-    let owner = actor >= Actor::Member(Role::Owner);
-    let allowed = owner || (actor >= Actor::Member(Role::Admin) && actor > Actor::Member(given));
-    if allowed {
-        Ok(())
-    } else {
-        Err(DirectoryError::Refused(Refusal::Role))
-    }
-}
-
-pub(super) fn must_be_welcome(
-    tx: &Tx<'_>,
-    id: ConversationId,
-    user: UserId,
-) -> Result<(), DirectoryError> {
-    tx.must_be_active(user)?;
-    let banned = tx.exists(
-        "select 1 from bans where conversation = $1 and user_id = $2",
-        params![sql(id.0), sql(user.0)],
+    leaver: UserId,
+) -> Result<Option<(UserId, Role)>, DirectoryError> {
+    let params = params![sql(id.0), sql(leaver.0)];
+    let ranked = tx.row(
+        "select user_id, role from members where conversation = $1 and role >= 3 and user_id <> $2
+         order by role desc, since, user_id limit 1",
+        params,
+        |row| Ok((UserId(number(row, 0)?), role(row, 1)?)),
     )?;
-    if banned {
-        Err(DirectoryError::Refused(Refusal::Banned))
-    } else {
-        Ok(())
+    if ranked.is_some() {
+        return Ok(ranked);
     }
+    tx.row(
+        "select user_id, role from members where conversation = $1 and user_id <> $2
+         order by role desc, since, user_id limit 1",
+        params,
+        |row| Ok((UserId(number(row, 0)?), role(row, 1)?)),
+    )
 }
 
-pub(super) fn role_of(
-    tx: &Tx<'_>,
-    id: ConversationId,
-    user: UserId,
-) -> Result<Role, DirectoryError> {
+/// The state of a user's account.
+pub(super) fn account(tx: &Tx<'_>, user: UserId) -> Result<Account, DirectoryError> {
+    let found = tx.row(
+        "select disabled from users where id = $1",
+        [sql(user.0)],
+        |row| row.get::<_, i64>(0),
+    )?;
+    Ok(match found {
+        None => Account::Unknown,
+        Some(0) => Account::Open,
+        Some(_) => Account::Shut,
+    })
+}
+
+fn role_of(tx: &Tx<'_>, id: ConversationId, user: UserId) -> Result<Role, DirectoryError> {
     let found = tx.row(
         "select role from members where conversation = $1 and user_id = $2",
         params![sql(id.0), sql(user.0)],
