@@ -10,7 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidings_core::ids::{ConversationId, Micros, UserId};
 use tidings_core::ports::directory::{
-    Accounts, Conversations, Credentials, NewConversation, NewSignIn, NewUser, SecretHash,
+    Accounts, Conversations, Credentials, DirectoryError, NewConversation, NewSignIn, NewUser,
+    SecretHash,
 };
 use tidings_core::record::{ConversationKind, Role};
 use tidings_engines::Secret;
@@ -118,10 +119,11 @@ async fn main() -> anyhow::Result<()> {
         time,
         async |world| {
             let (id, user) = (world.conversation(), world.user());
-            match world.directory.join(id, user).await?.changes.is_empty() {
-                true => world.directory.leave(id, user).await.map(drop).or(Ok(())),
-                false => Ok(()),
+            if world.directory.join(id, user).await?.changes.is_empty() {
+                // Another caller may have been first.
+                let _ = world.directory.leave(id, user).await;
             }
+            Ok::<(), DirectoryError>(())
         },
     )
     .await;

@@ -2,6 +2,8 @@
 //!
 //! Needs `cluster/stack up postgres`. Each test has a database of its own, removed at its end.
 
+#![allow(clippy::unwrap_used, reason = "these are tests, their helpers too")]
+
 #[path = "../stack/mod.rs"]
 mod stack;
 
