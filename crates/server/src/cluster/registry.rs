@@ -1,0 +1,104 @@
+//! The registry of a cluster: what Redis didn't take waits in Kafka.
+
+use std::sync::Arc;
+
+use tidings_core::ids::{GatewayId, Micros, SessionId, UserId};
+use tidings_core::ports::BoxFuture;
+use tidings_core::ports::registry::{
+    Mark, Presence, PresenceChanges, Registry, RegistryError, SessionEntry, UserPresence,
+};
+use tidings_engines::kafka::{self, Pending};
+use tidings_engines::redis::RedisRegistry;
+
+/// Redis, whose marks go to the topic `pending-messages` while it is away.
+pub struct SavedMarks {
+    /// Redis.
+    pub registry: Arc<RedisRegistry>,
+    /// The topic.
+    pub pending: Pending,
+}
+
+type Answer<'a, T> = BoxFuture<'a, Result<T, RegistryError>>;
+
+impl Registry for SavedMarks {
+    fn put_session(&self, entry: SessionEntry) -> Answer<'_, ()> {
+        self.registry.put_session(entry)
+    }
+
+    fn remove_session(&self, user: UserId, session: SessionId, at: Micros) -> Answer<'_, ()> {
+        self.registry.remove_session(user, session, at)
+    }
+
+    fn sessions_of(&self, user: UserId) -> Answer<'_, Vec<SessionEntry>> {
+        self.registry.sessions_of(user)
+    }
+
+    fn set_presence(&self, user: UserId, session: SessionId, state: Presence) -> Answer<'_, ()> {
+        self.registry.set_presence(user, session, state)
+    }
+
+    fn presence(&self, users: Vec<UserId>) -> Answer<'_, Vec<UserPresence>> {
+        self.registry.presence(users)
+    }
+
+    fn watch(&self, gateway: GatewayId, users: Vec<UserId>) -> Answer<'_, ()> {
+        self.registry.watch(gateway, users)
+    }
+
+    fn changes(&self) -> Answer<'_, PresenceChanges> {
+        self.registry.changes()
+    }
+
+    fn put_marks(&self, marks: Vec<Mark>) -> Answer<'_, ()> {
+        Box::pin(async move {
+            let Err(error) = self.registry.put_marks(marks.clone()).await else {
+                return Ok(());
+            };
+            let waiting: Vec<kafka::Mark> = marks
+                .iter()
+                .map(|mark| kafka::Mark {
+                    recipient: mark.user,
+                    conversation: mark.conversation,
+                    seq: mark.seq,
+                })
+                .collect();
+            let (report, queued) = tokio::sync::oneshot::channel();
+            self.pending
+                .put(&waiting, Box::new(move |result| _ = report.send(result)));
+            match queued.await {
+                Ok(Ok(())) => Ok(()),
+                _ => Err(error),
+            }
+        })
+    }
+
+    fn clear_mark(&self, mark: Mark) -> Answer<'_, ()> {
+        self.registry.clear_mark(mark)
+    }
+
+    fn marks_of(&self, user: UserId, limit: usize) -> Answer<'_, Vec<Mark>> {
+        self.registry.marks_of(user, limit)
+    }
+}
+
+/// Gives what waits in the topic to Redis, for as long as the process lives.
+pub async fn work_off(pending: Pending, registry: Arc<RedisRegistry>) {
+    let work = |marks: Vec<kafka::Mark>| {
+        let registry = registry.clone();
+        async move {
+            let marks = marks
+                .into_iter()
+                .map(|mark| Mark {
+                    user: mark.recipient,
+                    conversation: mark.conversation,
+                    seq: mark.seq,
+                })
+                .collect();
+            let put = registry.put_marks(marks).await;
+            put.map_err(|error| error.to_string())
+        }
+    };
+    if let Err(error) = pending.run(work).await {
+        tracing::error!(%error, "pending messages are not worked off");
+    }
+}
