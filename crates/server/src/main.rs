@@ -128,7 +128,7 @@ fn logging() -> anyhow::Result<()> {
     use tracing_subscriber::filter::Targets;
     use tracing_subscriber::fmt::layer;
     use tracing_subscriber::prelude::*;
-    let levels = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,refinery_core=warn".into());
+    let levels = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,refinery_core=warn,scylla=warn".into());
     let levels: Targets = levels.parse().map_err(|e| {
         anyhow::anyhow!("RUST_LOG: {e}; write it as `info` or `info,tidings=debug`")
     })?;
