@@ -60,9 +60,13 @@ enum Command {
     Replay(tidings_cli::replay::Args),
     /// Measure a server of its own beside raw probes
     Bench(tidings_cli::bench::Args),
+    Journeys(tidings_cli::journeys::Args),
     /// What `bench` starts
     #[command(hide = true)]
     BenchLoad(tidings_cli::bench::LoadArgs),
+    /// What `cluster/cost` starts
+    #[command(hide = true)]
+    BenchCluster(tidings_cli::bench::ClusterArgs),
     Verify(tidings_cli::verify::Args),
 }
 
@@ -128,7 +132,8 @@ fn logging() -> anyhow::Result<()> {
     use tracing_subscriber::filter::Targets;
     use tracing_subscriber::fmt::layer;
     use tracing_subscriber::prelude::*;
-    let levels = std::env::var("RUST_LOG").unwrap_or_else(|_| "info,refinery_core=warn,scylla=warn".into());
+    let levels =
+        std::env::var("RUST_LOG").unwrap_or_else(|_| "info,refinery_core=warn,scylla=warn".into());
     let levels: Targets = levels.parse().map_err(|e| {
         anyhow::anyhow!("RUST_LOG: {e}; write it as `info` or `info,tidings=debug`")
     })?;
@@ -170,8 +175,10 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             );
         }
         Command::Replay(args) => return tidings_cli::replay::run(args),
+        Command::Journeys(args) => return tidings_cli::journeys::run(args),
         Command::Bench(args) => return tidings_cli::bench::run(args),
         Command::BenchLoad(args) => return tidings_cli::bench::run_load(args),
+        Command::BenchCluster(args) => return tidings_cli::bench::run_cluster(args),
         Command::Verify(args) => return tidings_cli::verify::run(args),
         Command::Compact(settings) => {
             logging()?;

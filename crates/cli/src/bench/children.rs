@@ -52,14 +52,16 @@ pub struct Ordered {
 }
 
 impl Ordered {
-    fn start(arguments: &[String], core: usize) -> anyhow::Result<Ordered> {
+    fn start(arguments: &[String], core: Option<usize>) -> anyhow::Result<Ordered> {
         let mut command = myself()?;
         command
             .arg("bench-load")
             .args(arguments)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
-        process::pin(&mut command, core);
+        if let Some(core) = core {
+            process::pin(&mut command, core);
+        }
         let mut child = command.spawn().context("can't start a load process")?;
         let (input, output) = (
             child.stdin.take().context("no input")?,
@@ -106,14 +108,20 @@ pub struct Clients(Ordered);
 
 impl Clients {
     pub fn start(server: SocketAddr, key: &Path) -> anyhow::Result<Clients> {
+        Clients::on(&[server], key, Some(LOAD_CORE))
+    }
+
+    /// Clients of several servers, on one core or on whichever is free.
+    pub fn on(servers: &[SocketAddr], key: &Path, core: Option<usize>) -> anyhow::Result<Clients> {
+        let servers: Vec<String> = servers.iter().map(SocketAddr::to_string).collect();
         let arguments = [
             "clients".into(),
             "--server".into(),
-            server.to_string(),
+            servers.join(","),
             "--key".into(),
             key.display().to_string(),
         ];
-        Ok(Clients(Ordered::start(&arguments, LOAD_CORE)?))
+        Ok(Clients(Ordered::start(&arguments, core)?))
     }
 
     /// Gives an order and waits for what comes of it.
@@ -145,7 +153,7 @@ pub struct Raw {
 
 impl Raw {
     pub fn start() -> anyhow::Result<Raw> {
-        let mut process = Ordered::start(&["raw".into()], SERVER_CORE)?;
+        let mut process = Ordered::start(&["raw".into()], Some(SERVER_CORE))?;
         let address = process.hear(Duration::from_secs(10))?;
         Ok(Raw { process, address })
     }
@@ -173,7 +181,7 @@ pub fn bare_commits(folder: &Path, rate: f64, bytes: usize, seconds: f64) -> any
         format!("--bytes={bytes}"),
         format!("--seconds={seconds}"),
     ];
-    Ordered::start(&arguments, SERVER_CORE)?.hear(Duration::from_secs_f64(seconds + 60.0))
+    Ordered::start(&arguments, Some(SERVER_CORE))?.hear(Duration::from_secs_f64(seconds + 60.0))
 }
 
 /// The server under test, on data of its own that goes with it.

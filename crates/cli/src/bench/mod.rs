@@ -8,6 +8,7 @@
 
 mod catch_up;
 mod children;
+mod cluster;
 mod durable;
 mod fan_out;
 mod http;
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
+pub use cluster::{ClusterArgs, run_cluster};
 pub use load::{LoadArgs, run_load};
 
 use children::{Clients, Raw, Server};

@@ -25,6 +25,23 @@ pub fn cpu_ns(pid: u32) -> io::Result<u64> {
     Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
+/// CPU time of each thread of a process so far, by the thread's name, in nanoseconds. Threads that have
+/// ended are not in it.
+pub fn cpu_by_thread(pid: u32) -> io::Result<Vec<(String, u64)>> {
+    let mut found = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let task = task?.path();
+        // One that ends meanwhile isn't there any more.
+        let read = |file| std::fs::read_to_string(task.join(file));
+        let (Ok(name), Ok(times)) = (read("comm"), read("schedstat")) else {
+            continue;
+        };
+        let ran = times.split(' ').next().and_then(|ns| ns.parse().ok());
+        found.push((name.trim_end().to_owned(), ran.unwrap_or(0)));
+    }
+    Ok(found)
+}
+
 /// CPU time of the calling thread so far, in nanoseconds.
 pub fn thread_cpu_ns() -> u64 {
     let mut time = libc::timespec {

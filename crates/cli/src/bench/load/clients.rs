@@ -85,7 +85,8 @@ struct RawSocket {
 
 /// Everything of this process.
 pub struct Clients {
-    pub server: SocketAddr,
+    /// Session n is with number n modulo their count, so neighbours meet through the cluster.
+    servers: Vec<SocketAddr>,
     addresses: u16,
     signer: Signer,
     poll: Poll,
@@ -111,7 +112,7 @@ pub struct Clients {
 }
 
 /// Serves orders until there are no more.
-pub fn run(server: SocketAddr, key: &Path, addresses: u16) -> anyhow::Result<()> {
+pub fn run(servers: Vec<SocketAddr>, key: &Path, addresses: u16) -> anyhow::Result<()> {
     let poll = Poll::new()?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
     let orders = orders::<Order>(move || drop(waker.wake()));
@@ -130,7 +131,7 @@ pub fn run(server: SocketAddr, key: &Path, addresses: u16) -> anyhow::Result<()>
         .map_or(1, |d| d.as_nanos() as u64)
         .wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut clients = Clients {
-        server,
+        servers,
         addresses,
         signer: Signer::read(key)?,
         poll,
@@ -416,8 +417,13 @@ impl Clients {
         Ok(())
     }
 
+    /// Where this session connects.
+    pub fn server(&self, at: usize) -> SocketAddr {
+        self.servers[at % self.servers.len()]
+    }
+
     fn connect(&mut self, at: usize) -> anyhow::Result<()> {
-        let mut stream = sockets::connect(self.server, at, self.addresses)?;
+        let mut stream = sockets::connect(self.server(at), at, self.addresses)?;
         self.poll.registry().register(
             &mut stream,
             Token(at),
@@ -446,7 +452,7 @@ impl Clients {
                 if *upgrade {
                     let head = format!(
                         "GET /v1/ws HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
-                        self.server
+                        self.servers[0]
                     );
                     // A fresh socket takes a few hundred bytes.
                     let _ = socket.stream.write(head.as_bytes());

@@ -32,8 +32,8 @@ pub struct LoadArgs {
 enum Role {
     /// Sessions and bare sockets.
     Clients {
-        #[arg(long)]
-        server: SocketAddr,
+        #[arg(long, value_delimiter = ',', required = true)]
+        server: Vec<SocketAddr>,
         /// PKCS#8 file of the key that signs tokens.
         #[arg(long)]
         key: PathBuf,

@@ -139,7 +139,7 @@ impl Clients {
             let head = format!(
                 "GET /v1/ws HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
                  Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidings.v1.proto\r\n\r\n",
-                self.server
+                self.server(at)
             );
             self.write(at, head.as_bytes());
         } else if !session.out.is_empty() && session.flush().is_err() {
