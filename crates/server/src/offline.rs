@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use tidings_core::in_process::InProcessRegistry;
 use tokio::runtime::Runtime;
 
 use crate::auth::Auth;
@@ -23,6 +24,8 @@ pub fn create_api_key(config: &Config, name: &str) -> anyhow::Result<String> {
         let auth = Auth::open(
             &keys,
             directory,
+            // No ticket is redeemed here.
+            Arc::new(InProcessRegistry::new(system::now)),
             serve::auth_settings(config)?,
             Arc::new(system::now),
         )

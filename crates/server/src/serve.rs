@@ -59,9 +59,6 @@ fn principal(p: crate::auth::Principal) -> Principal {
 
 impl host::Authenticator for Tokens {
     fn verify_now(&self, token: &str, device: &str) -> Option<Result<Principal, AuthFailure>> {
-        if token.starts_with("tti_") {
-            return Some(self.0.redeem_ticket(token).map(principal).map_err(failure));
-        }
         match self.0.verify(token, device) {
             Ok(Verdict::Known(known)) => Some(Ok(principal(known))),
             Ok(Verdict::Unknown) => None,
@@ -149,6 +146,7 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
     let auth = Arc::new(runtime.block_on(Auth::open(
         &parts.keys,
         directory.clone(),
+        parts.registry.clone(),
         auth_settings(config)?,
         Arc::new(system::now),
     ))?);
@@ -161,7 +159,7 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
     )?;
     runtime.spawn(relay::run(directory.clone(), log.clone(), stopped.clone()));
 
-    let gateways = Arc::new(Gateways::default());
+    let gateways = Arc::new(Gateways::new(parts.peers.clone()));
     let (routed, answers) = Routed::new(
         GatewayId::new(parts.server, GatewayId::HTTP),
         log.clone(),

@@ -251,7 +251,9 @@ impl World {
                 let named = heads.iter().chain(changes.iter());
                 named.map(|one| one.0.0).chain([0]).collect()
             }
-            ToGateway::TookOver { .. } => vec![0],
+            ToGateway::TookOver { .. }
+            | ToGateway::BlockChanged { .. }
+            | ToGateway::Delayed { .. } => vec![0],
         };
         if let Some(at) = self.peer_arrival(false, router, gateway, &about) {
             self.at(at, Event::ToGateway(router, gateway, message));

@@ -3,6 +3,8 @@
 //! [`all`] runs everything with users of its own, made from `run`. A broken promise is a panic.
 //! Nothing here is bounded in time: the caller puts a deadline around it.
 
+use std::time::Duration;
+
 use crate::ids::{ConversationId, DeviceId, GatewayId, SessionId, UserId};
 use crate::ports::registry::{Mark, Presence, Registry, SessionEntry, UserPresence};
 
@@ -14,6 +16,7 @@ pub async fn all(registry: &dyn Registry, run: u64) {
     presence_is_the_best_of_a_users_sessions(registry, run).await;
     watched_users_that_changed_are_told_once(registry, run).await;
     the_greater_mark_stays_and_only_what_was_seen_is_cleared(registry, run).await;
+    a_claim_is_granted_once(registry, run).await;
 }
 
 const OK: &str = "the registry answers";
@@ -168,6 +171,14 @@ async fn watched_users_that_changed_are_told_once(registry: &dyn Registry, run: 
         [],
         "the last list counts"
     );
+}
+
+async fn a_claim_is_granted_once(registry: &dyn Registry, run: u64) {
+    let key = |n: u64| u128::from(user(run, 9).0) << 64 | u128::from(n);
+    let life = Duration::from_secs(60);
+    assert!(registry.claim(key(1), life).await.expect(OK));
+    assert!(!registry.claim(key(1), life).await.expect(OK));
+    assert!(registry.claim(key(2), life).await.expect(OK));
 }
 
 async fn the_greater_mark_stays_and_only_what_was_seen_is_cleared(

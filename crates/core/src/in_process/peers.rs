@@ -158,6 +158,8 @@ impl Peers for InProcessPeers {
 
     fn resigned(&self, _partition: Partition) {}
 
+    fn to_others(&self, _message: ToGateway) {}
+
     fn gateways(&self) -> Vec<GatewayId> {
         let gateways = self.gateways.read().unwrap_or_else(PoisonError::into_inner);
         gateways.iter().map(|g| g.id).collect()

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::future::ready;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::ids::{ConversationId, GatewayId, Micros, Seq, SessionId, UserId};
 use crate::ports::BoxFuture;
@@ -46,10 +47,15 @@ struct Watching {
     changed: HashSet<UserId>,
 }
 
+/// Claims remembered: those beyond are refused until some have run out.
+const CLAIMS_MAX: usize = 64 << 10;
+
 /// [`Registry`] within one process. Every future is ready at once.
 pub struct InProcessRegistry {
     parts: Vec<Mutex<Part>>,
     watching: Mutex<Watching>,
+    /// When each claim runs out.
+    claims: Mutex<HashMap<u128, Micros>>,
     clock: Box<dyn Fn() -> Micros + Send + Sync>,
     ttl: Micros,
 }
@@ -60,6 +66,7 @@ impl InProcessRegistry {
         InProcessRegistry {
             parts: (0..PARTS).map(|_| Mutex::default()).collect(),
             watching: Mutex::default(),
+            claims: Mutex::default(),
             clock: Box::new(clock),
             ttl: SESSION_TTL,
         }
@@ -290,6 +297,30 @@ impl Registry for InProcessRegistry {
             }
         }
         done(())
+    }
+
+    fn claim(&self, key: u128, life: Duration) -> BoxFuture<'_, Result<bool, RegistryError>> {
+        let now = (self.clock)();
+        let mut claims = lock(&self.claims);
+        if claims.len() >= CLAIMS_MAX {
+            claims.retain(|_, until| *until > now);
+        }
+        if claims.len() >= CLAIMS_MAX {
+            return Box::pin(ready(Err(RegistryError("too many claims".to_owned()))));
+        }
+        let until = now.saturating_add(life.as_micros() as Micros);
+        let is_first = match claims.get_mut(&key) {
+            Some(known) if *known > now => false,
+            Some(known) => {
+                *known = until;
+                true
+            }
+            None => {
+                claims.insert(key, until);
+                true
+            }
+        };
+        done(is_first)
     }
 
     fn clear_mark(&self, mark: Mark) -> BoxFuture<'_, Result<(), RegistryError>> {

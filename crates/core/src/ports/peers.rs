@@ -85,7 +85,7 @@ pub struct Opened {
     pub cursor: CursorRow,
 }
 
-/// From a router to a gateway.
+/// From a router, or another gateway, to a gateway.
 #[derive(Clone, Debug, PartialEq)]
 pub enum ToGateway {
     /// The verdict on a send, for the session it came from.
@@ -154,6 +154,24 @@ pub enum ToGateway {
         /// Whether it begins.
         on: bool,
     },
+    /// A user has blocked another, or no longer does.
+    BlockChanged {
+        /// Who blocks.
+        user: UserId,
+        /// Whom.
+        other: UserId,
+        /// Whether it begins.
+        is_blocked: bool,
+    },
+    /// A message waits for members that were online: the author is told.
+    Delayed {
+        /// The author.
+        user: UserId,
+        /// Where.
+        conversation: ConversationId,
+        /// Which.
+        seq: Seq,
+    },
     /// The heads of the conversations in which something happened lately. A gateway that
     /// misses a number opens all its conversations again.
     Digest {
@@ -188,6 +206,9 @@ pub trait Peers: Send + Sync {
 
     /// The router of this server has given its partition up.
     fn resigned(&self, partition: Partition);
+
+    /// To the gateways of all other servers: what happened at this one and is in no log.
+    fn to_others(&self, message: ToGateway);
 
     /// The gateways there are now.
     fn gateways(&self) -> Vec<GatewayId>;

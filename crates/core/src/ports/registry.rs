@@ -3,6 +3,8 @@
 //! It may be stale or lost, never wrong for good: everything in it can be rebuilt from
 //! live sessions and the store, and nothing is decided by it.
 
+use std::time::Duration;
+
 use super::BoxFuture;
 use crate::ids::{ConversationId, DeviceId, GatewayId, Micros, Seq, SessionId, UserId};
 
@@ -12,7 +14,7 @@ use crate::ids::{ConversationId, DeviceId, GatewayId, Micros, Seq, SessionId, Us
 pub struct RegistryError(pub String);
 
 /// The longest a caller waits for the registry (reliability.md, 2.3: > 100 ms hurts the send path).
-pub const REGISTRY_DEADLINE: std::time::Duration = std::time::Duration::from_millis(100);
+pub const REGISTRY_DEADLINE: Duration = Duration::from_millis(100);
 
 /// A live session of a device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -114,6 +116,10 @@ pub trait Registry: Send + Sync {
 
     /// Removes a user's mark of a conversation when its seq is at most `seq`.
     fn clear_mark(&self, mark: Mark) -> BoxFuture<'_, Result<(), RegistryError>>;
+
+    /// Whether nobody has claimed this `key` before: of all who ask within `life`, on whatever server, one is
+    /// told so. What makes something good once; keys are random, and never told to others.
+    fn claim(&self, key: u128, life: Duration) -> BoxFuture<'_, Result<bool, RegistryError>>;
 
     /// All marks of a user, at most `limit`, in no order.
     fn marks_of(

@@ -258,6 +258,7 @@ fn batch(
                 terms.remove(&partition);
                 shared.resigned_there(server, partition);
             }
+            Item::Notice { message } => shared.notice(message),
             Item::ToRouter {
                 worker,
                 partition,

@@ -29,6 +29,8 @@ pub(super) enum Item {
         to: To,
         message: ToGateway,
     },
+    /// To all gateway workers of the receiver, from no router.
+    Notice { message: ToGateway },
 }
 
 /// Which workers of the receiver.
@@ -101,7 +103,7 @@ pub(super) fn worker_of(gateway: GatewayId) -> u8 {
 impl Item {
     /// Whether it goes to gateways, which must learn of it if it is lost.
     pub fn is_to_gateway(&self) -> bool {
-        matches!(self, Item::ToGateway { .. })
+        matches!(self, Item::ToGateway { .. } | Item::Notice { .. })
     }
 
     /// About how many bytes it takes, for the bound of a queue.
@@ -116,7 +118,7 @@ impl Item {
                 ToRouter::FannedOut(handed) => 12 * handed.len(),
                 ToRouter::Typing { .. } | ToRouter::Tail { .. } => 0,
             },
-            Item::ToGateway { message, .. } => match message {
+            Item::ToGateway { message, .. } | Item::Notice { message } => match message {
                 ToGateway::Event { row, .. } => row_weight(row),
                 ToGateway::Tail { rows, .. } => rows.iter().map(row_weight).sum(),
                 ToGateway::Opened { states, later, .. } => 64 * states.len() + 8 * later.len(),
@@ -124,7 +126,10 @@ impl Item {
                 ToGateway::Digest { heads, changes, .. } => 12 * (heads.len() + changes.len()),
                 ToGateway::Interested { heads, .. } => 12 * heads.len(),
                 ToGateway::Answer { .. } => 64,
-                ToGateway::Typing { .. } | ToGateway::TookOver { .. } => 0,
+                ToGateway::Typing { .. }
+                | ToGateway::TookOver { .. }
+                | ToGateway::BlockChanged { .. }
+                | ToGateway::Delayed { .. } => 0,
             },
         }
     }

@@ -244,6 +244,10 @@ impl Peers for StreamPeers {
         self.shared.resigned(partition);
     }
 
+    fn to_others(&self, message: ToGateway) {
+        self.shared.to_others(&message);
+    }
+
     fn gateways(&self) -> Vec<GatewayId> {
         self.shared.local.gateways()
     }

@@ -186,6 +186,22 @@ impl Shared {
         self.local.broadcast(from, message);
     }
 
+    pub fn to_others(&self, message: &ToGateway) {
+        for link in self.state().links.values() {
+            let item = Item::Notice {
+                message: message.clone(),
+            };
+            self.push_to(link, item, false);
+        }
+    }
+
+    /// To all gateways here, from another server.
+    pub fn notice(&self, message: ToGateway) {
+        for to in self.local.gateways() {
+            self.local.deliver(to, message.clone());
+        }
+    }
+
     fn push(&self, state: &State, server: u32, item: Item, can_wait: bool) {
         match state.links.get(&server) {
             Some(link) => self.push_to(link, item, can_wait),

@@ -320,6 +320,8 @@ enums! {
         7 => Digest { partition, number, heads, changes },
         8 => TookOver { partition },
         9 => Interested { request, digest, heads },
+        10 => BlockChanged { user, other, is_blocked },
+        11 => Delayed { user, conversation, seq },
     }
     To {
         0 => All,
@@ -330,6 +332,7 @@ enums! {
         2 => Resigned { partition },
         3 => ToRouter { worker, partition, message },
         4 => ToGateway { partition, to, message },
+        5 => Notice { message },
     }
 }
 

@@ -1,6 +1,7 @@
 //! The port itself.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures_util::future::try_join_all;
 use redis::{RedisResult, ScriptInvocation};
@@ -226,6 +227,24 @@ impl Registry for RedisRegistry {
                 }))
             });
             all.await.map(|_| ())
+        })
+    }
+
+    fn claim(&self, key: u128, life: Duration) -> Answer<'_, bool> {
+        let shared = &self.shared;
+        Box::pin(async move {
+            let mut command = redis::cmd("SET");
+            command
+                .arg(shared.key("claim", format_args!("{key:032x}")))
+                .arg(1)
+                .arg("NX")
+                .arg("PX")
+                .arg((life.as_millis() as u64).max(1));
+            let set: Option<String> = shared
+                .link
+                .call(|mut conn| async move { command.query_async(&mut conn).await })
+                .await?;
+            Ok(set.is_some())
         })
     }
 

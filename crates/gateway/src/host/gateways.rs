@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tidings_core::ids::{ConversationId, GatewayId, Seq, SessionId, UserId};
 use tidings_core::ports::directory::Revocation;
+use tidings_core::ports::peers::{Peers, ToGateway};
 use tidings_core::ports::registry::{Mark, UserPresence};
 use tidings_core::rows::CursorRow;
 use tidings_protocol::CloseCode;
@@ -17,8 +18,9 @@ use super::inbox::{Inbox, Input};
 const MARKS_MAX: usize = 64 << 10;
 
 /// The workers of this process.
-#[derive(Default)]
 pub struct Gateways {
+    /// The way to those of other servers.
+    peers: Arc<dyn Peers>,
     inboxes: RwLock<Vec<(GatewayId, Arc<Inbox>)>>,
     /// The marks that workers put and nobody cleared: the user may come back to another worker.
     marks: Mutex<HashMap<(UserId, ConversationId), Seq>>,
@@ -27,6 +29,16 @@ pub struct Gateways {
 }
 
 impl Gateways {
+    /// None yet.
+    pub fn new(peers: Arc<dyn Peers>) -> Gateways {
+        Gateways {
+            peers,
+            inboxes: RwLock::default(),
+            marks: Mutex::default(),
+            is_marked: AtomicBool::new(false),
+        }
+    }
+
     /// Closes the sessions that a revocation names, on all workers (4002).
     pub fn revoke(&self, revocation: &Revocation) {
         self.all(|inbox| inbox.push(Input::Revoked(*revocation)));
@@ -34,8 +46,13 @@ impl Gateways {
 
     /// Tells all workers that a user has blocked another or no longer does. Called behind the
     /// directory's commit, for one pair in the order of the commits: then it holds for all that
-    /// happens after this call.
+    /// happens here after this call, and on other servers as soon as they hear of it.
     pub fn block_changed(&self, user: UserId, other: UserId, is_blocked: bool) {
+        self.peers.to_others(ToGateway::BlockChanged {
+            user,
+            other,
+            is_blocked,
+        });
         self.all(|inbox| inbox.push(Input::BlockChanged(user, other, is_blocked)));
     }
 
@@ -55,7 +72,7 @@ impl Gateways {
         self.one(gateway, |inbox| inbox.push(Input::PresenceChanged(users)));
     }
 
-    /// Tells all workers but one that a message waits.
+    /// Tells all workers but one that a message waits, those of other servers too.
     pub(super) fn delayed(
         &self,
         but: GatewayId,
@@ -63,6 +80,11 @@ impl Gateways {
         conversation: ConversationId,
         seq: Seq,
     ) {
+        self.peers.to_others(ToGateway::Delayed {
+            user,
+            conversation,
+            seq,
+        });
         let inboxes = self.inboxes.read().unwrap_or_else(PoisonError::into_inner);
         for (_, inbox) in inboxes.iter().filter(|(id, _)| *id != but) {
             inbox.push(Input::Delayed(user, conversation, seq));
@@ -142,10 +164,11 @@ impl Gateways {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tidings_core::in_process::InProcessPeers;
 
     #[test]
     fn a_mark_is_given_once_when_the_delivered_cursor_has_reached_it() {
-        let gateways = Gateways::default();
+        let gateways = Gateways::new(Arc::new(InProcessPeers::new(1)));
         let (user, conversation) = (UserId(1), ConversationId(2));
         let mark = |seq| Mark {
             user,

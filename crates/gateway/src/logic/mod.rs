@@ -238,6 +238,16 @@ impl GatewayCore {
                 user,
                 on,
             } => self.typing(out, conversation, user, on),
+            ToGateway::BlockChanged {
+                user,
+                other,
+                is_blocked,
+            } => self.block_changed(out, user, other, is_blocked),
+            ToGateway::Delayed {
+                user,
+                conversation,
+                seq,
+            } => self.delayed(out, user, conversation, seq),
             ToGateway::TookOver { partition } => self.took_over(out, partition),
             ToGateway::Interested {
                 request,

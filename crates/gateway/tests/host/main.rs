@@ -49,7 +49,7 @@ fn start() -> Server {
     let outside = Arc::new(Outside::new(Arc::clone(&peers)));
     runtime.spawn(Arc::clone(&outside).route());
     let registry = Arc::new(InProcessRegistry::new(clock));
-    let gateways = Arc::new(Gateways::default());
+    let gateways = Arc::new(Gateways::new(peers.clone()));
     let ports = Ports {
         log: outside.clone(),
         store: outside.clone(),

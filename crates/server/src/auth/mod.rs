@@ -9,7 +9,7 @@
 //! | access | `tac_…`, signed with the server's key, 15 minutes | nowhere |
 //! | refresh | `tre_…`, 256 random bits, single use | hashed in the directory |
 //! | API key | `tak_<id>_…`, 256 random bits | hashed in the directory |
-//! | ticket | `tti_…`, 256 random bits, single use, 30 s | hashed in memory |
+//! | ticket | `tti_…`, who it speaks for, signed, single use, 30 s | that it was used, in the registry |
 //! | external | JWT of a configured key | the hash of good ones, in memory |
 //!
 //! Nothing here prints a secret: their types have no `Debug`, or one that shows nothing.
@@ -31,6 +31,7 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod throttle;
+mod tickets;
 mod verified;
 
 pub use external::{ExternalAlgorithm, ExternalKey, TOKEN_BYTES_MAX};

@@ -12,13 +12,15 @@ use tidings_core::ports::directory::{
     RevocationSubject, SignIn,
 };
 
+use tidings_core::ports::registry::{REGISTRY_DEADLINE, Registry};
+
 use super::external::{ExternalKey, ExternalKeys};
 use super::password::Hasher;
 use super::revocations::Revocations;
 use super::secrets::{self, ServerKey};
 use super::throttle::Throttle;
-use super::verified::{Tickets, Verified, token_key};
-use super::{ApiPrincipal, AuthError, Principal, Tokens, Verdict, access};
+use super::verified::{Verified, token_key};
+use super::{ApiPrincipal, AuthError, Principal, Tokens, Verdict, access, tickets};
 
 /// Where the time comes from, microseconds since 1970.
 pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
@@ -74,7 +76,7 @@ pub struct Auth {
     key: ServerKey,
     external: ExternalKeys,
     verified: Verified,
-    tickets: Tickets,
+    registry: Arc<dyn Registry>,
     revocations: Revocations,
 }
 
@@ -83,6 +85,7 @@ impl Auth {
     pub async fn open(
         folder: &Path,
         directory: Arc<dyn Directory>,
+        registry: Arc<dyn Registry>,
         mut settings: AuthSettings,
         clock: Clock,
     ) -> Result<Auth, AuthOpenError> {
@@ -93,7 +96,7 @@ impl Auth {
             hasher: Hasher::start()?,
             throttle: Throttle::new(),
             verified: Verified::new(),
-            tickets: Tickets::new(),
+            registry,
             revocations: Revocations::default(),
             directory,
             settings,
@@ -110,6 +113,9 @@ impl Auth {
     /// Who a token speaks for, without waiting: about a microsecond for an own token and for an external
     /// one seen before. `device` is the client's name for its device; own tokens name theirs.
     pub fn verify(&self, token: &str, device: &str) -> Result<Verdict, AuthError> {
+        if tickets::is_ticket(token) {
+            return Ok(Verdict::Unknown);
+        }
         let now = self.now();
         if access::is_own(token) {
             return self
@@ -125,9 +131,12 @@ impl Auth {
         }
     }
 
-    /// Who any token speaks for; an external one is checked in full (about 0.1 ms of CPU), and its
+    /// Who any token or ticket speaks for; an external one is checked in full (about 0.1 ms of CPU), and its
     /// subject and device are looked up or made.
     pub async fn verify_first(&self, token: &str, device: &str) -> Result<Principal, AuthError> {
+        if tickets::is_ticket(token) {
+            return self.redeem_ticket(token).await;
+        }
         if let Verdict::Known(principal) = self.verify(token, device)? {
             return Ok(principal);
         }
@@ -172,12 +181,28 @@ impl Auth {
     /// A single-use ticket for this principal: the only thing that may stand in a URL.
     pub fn issue_ticket(&self, principal: &Principal) -> Result<String, AuthError> {
         self.check(principal)?;
-        self.tickets.issue(*principal, self.now())
+        tickets::issue(&self.key, principal, self.now())
     }
 
     /// Whom a ticket speaks for; it is used up, whatever the answer.
-    pub fn redeem_ticket(&self, ticket: &str) -> Result<Principal, AuthError> {
-        let principal = self.tickets.redeem(ticket, self.now())?;
+    ///
+    /// # Errors
+    /// `TooBusy` when the registry can't say whether it was used: the token is still good.
+    pub async fn redeem_ticket(&self, ticket: &str) -> Result<Principal, AuthError> {
+        let (principal, claim) = tickets::verify(&self.key, ticket, self.now())?;
+        let claimed = tokio::time::timeout(
+            REGISTRY_DEADLINE,
+            self.registry.claim(claim, tickets::CLAIM_LIFE),
+        );
+        match claimed.await {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => return Err(AuthError::Invalid),
+            _ => {
+                return Err(AuthError::TooBusy {
+                    retry_after: Duration::from_secs(1),
+                });
+            }
+        }
         self.check(&principal)?;
         Ok(principal)
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use tidings_backends::sqlite::{SqliteDirectory, SqliteSettings};
 use tidings_core::ids::{Micros, UserId};
+use tidings_core::in_process::InProcessRegistry;
 use tidings_core::ports::directory::{
     Accounts, Credentials, Directory, DirectoryError, NewUser, RevocationSubject,
 };
@@ -52,7 +53,9 @@ impl Fixture {
         );
         let directory = Arc::new(directory.expect("the directory opens"));
         let shared: Arc<dyn Directory> = directory.clone();
-        let auth = Auth::open(folder.path(), shared, settings, clock)
+        let by = now.clone();
+        let registry = Arc::new(InProcessRegistry::new(move || by.load(Ordering::Relaxed)));
+        let auth = Auth::open(folder.path(), shared, registry, settings, clock)
             .await
             .expect("authentication starts");
         Fixture {
@@ -301,7 +304,7 @@ async fn whatever_is_revoked_refuses_older_tokens_everywhere() {
         assert_eq!(f.known(&old.access), Err(AuthError::Revoked), "{case}");
         assert_eq!(f.auth.check(&principal), Err(AuthError::Revoked), "{case}");
         assert_eq!(
-            f.auth.redeem_ticket(&ticket),
+            f.auth.redeem_ticket(&ticket).await,
             Err(AuthError::Revoked),
             "{case}"
         );
@@ -339,17 +342,22 @@ async fn a_ticket_is_good_once_and_for_half_a_minute() {
     let tokens = f.sign_in("ann").await.unwrap();
     let principal = f.known(&tokens.access).unwrap();
     let ticket = f.auth.issue_ticket(&principal).unwrap();
-    assert_eq!(f.auth.redeem_ticket(&ticket), Ok(principal));
+    assert_eq!(f.auth.redeem_ticket(&ticket).await, Ok(principal));
     assert_eq!(
-        f.auth.redeem_ticket(&ticket),
+        f.auth.redeem_ticket(&ticket).await,
         Err(AuthError::Invalid),
         "a second use"
     );
     let late = f.auth.issue_ticket(&principal).unwrap();
     f.pass(30);
-    assert_eq!(f.auth.redeem_ticket(&late), Err(AuthError::Expired));
-    for bad in ["", "tti_", "tti_AAAA", tokens.access.as_str()] {
-        assert_eq!(f.auth.redeem_ticket(bad), Err(AuthError::Invalid), "{bad}");
+    assert_eq!(f.auth.redeem_ticket(&late).await, Err(AuthError::Expired));
+    let forged = format!("{}AAAA", &late[..late.len() - 4]);
+    for bad in ["", "tti_", "tti_AAAA", tokens.access.as_str(), &forged] {
+        assert_eq!(
+            f.auth.redeem_ticket(bad).await,
+            Err(AuthError::Invalid),
+            "{bad}"
+        );
     }
 }
 

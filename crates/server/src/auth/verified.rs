@@ -1,4 +1,4 @@
-//! External tokens that were found good, and single-use tickets.
+//! External tokens that were found good.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,7 +7,7 @@ use tidings_core::ids::{DeviceId, Micros, UserId};
 use tidings_core::ports::directory::SignInId;
 
 use super::bounded::Bounded;
-use super::{AuthError, Principal, secrets};
+use super::Principal;
 
 /// Tokens remembered: at about 60 bytes each 4 MB when full, and room for every client of a
 /// reconnect storm on one machine (performance.md has 15,000).
@@ -15,12 +15,6 @@ const TOKENS_MAX: usize = 65_536;
 
 /// The table is cut in parts with a lock each, so that gateway workers don't wait for each other.
 const PARTS: usize = 16;
-
-/// Tickets that may be waiting to be used.
-const TICKETS_MAX: usize = 16_384;
-
-/// How long a ticket is good (reliability.md, row 3).
-const TICKET_LIFE: Micros = 30_000_000;
 
 /// What a token and a device's name are remembered under: half a SHA-256 of the whole of them.
 /// Another token that finds an entry would be a second preimage of 128 bits; two tokens made to
@@ -95,38 +89,5 @@ impl Verified {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         part.insert(key, known);
-    }
-}
-
-/// Tickets: what a browser puts into a URL in place of a token, good once and for seconds.
-pub(super) struct Tickets(Mutex<Bounded<[u8; 32], (Principal, Micros)>>);
-
-impl Tickets {
-    pub(super) fn new() -> Tickets {
-        Tickets(Mutex::new(Bounded::new(TICKETS_MAX)))
-    }
-
-    pub(super) fn issue(&self, principal: Principal, now: Micros) -> Result<String, AuthError> {
-        let ticket = secrets::fresh()?;
-        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // Kept by hash, so that looking one up tells nothing of the others by its time.
-        tickets.insert(secrets::stored(&*ticket).0, (principal, now + TICKET_LIFE));
-        Ok(format!("tti_{}", secrets::text(&*ticket)))
-    }
-
-    pub(super) fn redeem(&self, ticket: &str, now: Micros) -> Result<Principal, AuthError> {
-        let body = ticket
-            .strip_prefix("tti_")
-            .and_then(secrets::bytes::<32>)
-            .ok_or(AuthError::Invalid)?;
-        let mut tickets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (principal, until) = tickets
-            .remove(&secrets::stored(&*body).0)
-            .ok_or(AuthError::Invalid)?;
-        if until <= now {
-            Err(AuthError::Expired)
-        } else {
-            Ok(principal)
-        }
     }
 }

@@ -17,7 +17,6 @@ type Checked<'a> = BoxFuture<'a, Result<(), String>>;
 
 struct Engine<T> {
     name: &'static str,
-    is_needed: bool,
     engine: Arc<T>,
     check: fn(&T) -> Checked<'_>,
 }
@@ -28,7 +27,7 @@ impl<T: Send + Sync> Part for Engine<T> {
     }
 
     fn is_needed(&self) -> bool {
-        self.is_needed
+        false
     }
 
     fn check(&self) -> BoxFuture<'_, Result<Value, String>> {
@@ -37,8 +36,9 @@ impl<T: Send + Sync> Part for Engine<T> {
     }
 }
 
-/// All of them. Without Kafka nothing is taken, so new clients are of no use here; without another one
-/// something is missing, and messages flow.
+/// All of them. None is needed to be ready: without Kafka sends wait in the clients' outboxes and all that
+/// was sent can be read; without another one less is missing. A balancer that took every server out, and cut
+/// its sessions, because Kafka is short of brokers would make an outage of a pause.
 pub fn parts(
     log: &Arc<KafkaLog>,
     store: &Arc<CassandraStore>,
@@ -50,37 +50,31 @@ pub fn parts(
     vec![
         Box::new(Engine {
             name: "kafka",
-            is_needed: true,
             engine: log.clone(),
             check: |log| Box::pin(log.check()),
         }),
         Box::new(Engine {
             name: "cassandra",
-            is_needed: false,
             engine: store.clone(),
             check: |store| Box::pin(store.check()),
         }),
         Box::new(Engine {
             name: "postgres",
-            is_needed: false,
             engine: directory.clone(),
             check: |directory| Box::pin(directory.check()),
         }),
         Box::new(Engine {
             name: "redis",
-            is_needed: false,
             engine: registry.clone(),
             check: |registry| Box::pin(registry.check()),
         }),
         Box::new(Engine {
             name: "s3",
-            is_needed: false,
             engine: blobs.clone(),
             check: |blobs| Box::pin(blobs.check()),
         }),
         Box::new(Engine {
             name: "peers",
-            is_needed: false,
             engine: peers.clone(),
             check: |peers| Box::pin(peers.check()),
         }),

@@ -1,6 +1,7 @@
 //! The registry of a cluster: what Redis didn't take waits in Kafka.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tidings_core::ids::{GatewayId, Micros, SessionId, UserId};
 use tidings_core::ports::BoxFuture;
@@ -70,6 +71,10 @@ impl Registry for SavedMarks {
                 _ => Err(error),
             }
         })
+    }
+
+    fn claim(&self, key: u128, life: Duration) -> Answer<'_, bool> {
+        self.registry.claim(key, life)
     }
 
     fn clear_mark(&self, mark: Mark) -> Answer<'_, ()> {

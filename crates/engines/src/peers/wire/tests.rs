@@ -221,6 +221,16 @@ fn to_gateway() -> impl Strategy<Value = ToGateway> {
             conversation: ConversationId(c),
             cursors: cursors.into(),
         }),
+        any::<(u64, u64, bool)>().prop_map(|(user, other, is_blocked)| ToGateway::BlockChanged {
+            user: UserId(user),
+            other: UserId(other),
+            is_blocked,
+        }),
+        (any::<(u64, u64)>(), number()).prop_map(|((user, c), seq)| ToGateway::Delayed {
+            user: UserId(user),
+            conversation: ConversationId(c),
+            seq,
+        }),
         any::<(u64, u64, bool)>().prop_map(|(c, user, on)| ToGateway::Typing {
             conversation: ConversationId(c),
             user: UserId(user),
@@ -247,6 +257,7 @@ fn item() -> impl Strategy<Value = Item> {
             partition: Partition(p),
             term: Term { epoch, offset, since },
         }),
+        1 => to_gateway().prop_map(|message| Item::Notice { message }),
         1 => any::<u32>().prop_map(|p| Item::Resigned { partition: Partition(p) }),
         6 => (any::<(u8, u32)>(), to_router()).prop_map(|((worker, p), message)| Item::ToRouter {
             worker,
