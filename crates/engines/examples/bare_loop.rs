@@ -190,8 +190,8 @@ impl Store {
         let runs: Vec<&[Row]> = rows
             .chunk_by(|a, b| a.conversation == b.conversation)
             .collect();
-        stream::iter(&runs)
-            .map(|run| self.events(run))
+        let puts: Vec<_> = runs.iter().map(|run| self.events(run)).collect();
+        stream::iter(puts)
             .buffer_unordered(CONCURRENT)
             .try_for_each(|()| std::future::ready(Ok(())))
             .await?;
@@ -201,8 +201,8 @@ impl Store {
             let counted = rows.iter().filter(|r| self.counted.contains(&r.intended));
             latencies.extend(counted.map(|row| now.saturating_sub(row.intended)));
         }
-        stream::iter(&runs)
-            .map(|run| self.states(run))
+        let puts: Vec<_> = runs.iter().map(|run| self.states(run)).collect();
+        stream::iter(puts)
             .buffer_unordered(CONCURRENT)
             .try_for_each(|()| std::future::ready(Ok(())))
             .await?;
@@ -297,9 +297,10 @@ fn append(plan: &Plan) -> Result<(), Failure> {
         .set("compression.type", "zstd")
         .set("linger.ms", LINGER_MS)
         .create()?;
+    let producer = Arc::new(producer);
     // A thread for the reports, as a server has one; a little more than whole milliseconds, since the
     // driver spins through the last part of one.
-    let (reports, until) = (producer.clone(), plan.until_us);
+    let (reports, until) = (Arc::clone(&producer), plan.until_us);
     std::thread::spawn(move || {
         while now_us() < until {
             reports.poll(Duration::from_micros(200_050));

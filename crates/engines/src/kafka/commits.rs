@@ -155,19 +155,30 @@ impl Commits {
                 None => return,
             }
         };
+        let behind = |lane: &CommitLane| lane.given > lane.stored && (!member || lane.owned);
+        let now = Instant::now();
+        let is_due = |lane: &mut CommitLane| {
+            let rests = lane.rests_until.is_some_and(|until| now < until);
+            behind(lane) && (all || !rests)
+        };
+        let partitions = 0..self.lanes.len() as u32;
+        if !partitions
+            .clone()
+            .any(|p| self.lane(p, is_due).unwrap_or(false))
+        {
+            return;
+        }
+        // With one that is due go all that are behind: a request costs the same for all of them.
         let mut list = TopicPartitionList::new();
         let mut sent = Vec::new();
-        for partition in 0..self.lanes.len() as u32 {
-            let due = self.lane(partition, |lane| {
-                let rests = lane.rests_until.is_some_and(|until| Instant::now() < until);
-                let counts = !member || lane.owned;
-                let due = lane.given > lane.stored && counts && (all || !rests);
-                due.then(|| {
-                    lane.rests_until = Some(Instant::now() + self.interval);
+        for partition in partitions {
+            let given = self.lane(partition, |lane| {
+                behind(lane).then(|| {
+                    lane.rests_until = Some(now + self.interval);
                     lane.given
                 })
             });
-            if let Some(given) = due.flatten() {
+            if let Some(given) = given.flatten() {
                 let offset = Offset::Offset(i64::try_from(given).unwrap_or(i64::MAX));
                 match list.add_partition_offset(&self.topic, partition as i32, offset) {
                     Ok(()) => sent.push((partition, given)),
