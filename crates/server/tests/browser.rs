@@ -1,5 +1,8 @@
 //! Two real browsers on the page, against the real binary.
 
+#[path = "program/mod.rs"]
+mod program;
+
 use std::process::Command;
 
 #[test]
@@ -7,7 +10,8 @@ fn two_people_chat_in_two_browsers_and_miss_nothing_while_offline() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/web.sh");
     let status = Command::new("bash")
         .arg(script)
-        .env("TIDINGS_BIN", env!("CARGO_BIN_EXE_tidings"))
+        .env("TIDINGS_BIN", program::path())
+        .env("CHAT_BINARY", program::started())
         .status();
     assert!(
         status.expect("a shell to run the browsers with").success(),

@@ -3,11 +3,14 @@
 // Each drill uses its own part of this.
 #![allow(dead_code)]
 
+#[path = "../program/mod.rs"]
+mod program;
+
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -73,7 +76,7 @@ impl Server {
         let address = one.local_addr().expect("an address");
         let admin = two.local_addr().expect("an address");
         drop((one, two));
-        let key = program()
+        let key = program::command()
             .args(["api-key", "create", "drill", "--data"])
             .arg(data)
             .output()
@@ -130,17 +133,6 @@ impl Drop for Server {
     }
 }
 
-/// The program, without this test's own settings, which aren't its.
-fn program() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("TIDINGS_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
 impl Program {
     fn last_lines(&self) -> String {
         let log = std::fs::read_to_string(&self.log).unwrap_or_default();
@@ -151,7 +143,7 @@ impl Program {
     /// Starts the program and waits until it says that it is ready.
     fn spawn(&self) -> Child {
         let log = File::options().create(true).append(true).open(&self.log);
-        let mut command = program();
+        let mut command = program::command();
         command
             .arg("--data")
             .arg(&self.data)

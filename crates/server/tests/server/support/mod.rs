@@ -2,6 +2,8 @@
 
 pub mod http;
 pub mod process;
+#[path = "../../program/mod.rs"]
+pub mod program;
 pub mod session;
 pub mod shop;
 

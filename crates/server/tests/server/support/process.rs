@@ -15,16 +15,14 @@ use tempfile::TempDir;
 
 use super::DEADLINE;
 use super::http::{Reply, request};
+use super::program;
 use super::session::Session;
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// A `tidings` command that sees no settings but the ones a test gives.
 pub fn tidings(folder: &Path) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_tidings"));
-    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("TIDINGS_")) {
-        command.env_remove(name);
-    }
+    let mut command = program::command();
     command
         .env_remove("RUST_LOG")
         .current_dir(folder)
