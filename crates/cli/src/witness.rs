@@ -8,18 +8,21 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use futures_util::FutureExt;
 use tidings_client::{
     AppEvent, Client, ClientEvent, Config, EventStream, Mode, Options, Store, StoredBy, Token,
-    Traffic,
+    TokenError, Traffic,
 };
 use tidings_protocol::wire::{Ack, Encoding, Event, Kind, Status, command, update};
 use tidings_protocol::{Format, body, limits};
 use tidings_verify::{Record, Recorder, Report, body_hash, history};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+use crate::api::{AccessToken, Api};
 
 /// Events taken before the client is told that they are stored.
 const STORED_EVERY: usize = 256;
@@ -91,8 +94,34 @@ pub struct Who {
     pub conversation: u64,
 }
 
+/// A token that ends sooner isn't used again.
+const FRESH_FOR: Duration = Duration::from_secs(90);
+
 /// Called with each event before it is recorded.
 pub type OnEvent = Arc<dyn Fn(&Event) + Send + Sync>;
+
+/// Sees what a witness does and is shown, as it happens: for measuring. It must not block.
+pub trait Watcher: Send + Sync {
+    /// A frame, about to be written or just read.
+    fn traffic(&self, _traffic: &Traffic<'_>) {}
+
+    /// An event is shown, before it is recorded.
+    fn shown(&self, _event: &Event) {}
+
+    /// The connection is gone; `code`: of the close, if it came with one.
+    fn disconnected(&self, _code: Option<u16>) {}
+}
+
+/// Sees nothing but events.
+struct Events(Option<OnEvent>);
+
+impl Watcher for Events {
+    fn shown(&self, event: &Event) {
+        if let Some(on_event) = &self.0 {
+            on_event(event);
+        }
+    }
+}
 
 /// A recorded client.
 pub struct Witness {
@@ -101,7 +130,7 @@ pub struct Witness {
     state: Arc<State>,
     client: Client,
     task: JoinHandle<()>,
-    on_event: Option<OnEvent>,
+    watcher: Arc<dyn Watcher>,
 }
 
 /// What outlives a connection and a client.
@@ -135,6 +164,11 @@ impl State {
 impl Witness {
     /// Starts it on the current tokio runtime.
     pub fn start(who: Who, store: Store, history: History, on_event: Option<OnEvent>) -> Witness {
+        Witness::watched(who, store, history, Arc::new(Events(on_event)))
+    }
+
+    /// As [`Witness::start`], with somebody who sees more than events.
+    pub fn watched(who: Who, store: Store, history: History, watcher: Arc<dyn Watcher>) -> Witness {
         let state = Arc::new(State {
             have: watch::Sender::new(0),
             sent: AtomicU64::new(0),
@@ -146,14 +180,14 @@ impl Witness {
             refused: Mutex::new(BTreeMap::new()),
             troubles: Mutex::new(Vec::new()),
         });
-        let (client, task) = begin(&who, store, &history, &state, on_event.clone());
+        let (client, task) = begin(&who, store, &history, &state, watcher.clone());
         Witness {
             who,
             history,
             state,
             client,
             task,
-            on_event,
+            watcher,
         }
     }
 
@@ -164,6 +198,19 @@ impl Witness {
     pub async fn send(&self, text: String) -> Result<(), tidings_client::ClientError> {
         let sent = self.client.send(self.who.conversation, Kind::Text, text);
         sent.await.map(|_| ())
+    }
+
+    /// The user has read all up to this seq.
+    ///
+    /// # Errors
+    /// If the client has ended, or is too busy.
+    pub async fn mark_read(&self, seq: u64) -> Result<(), tidings_client::ClientError> {
+        self.client.mark_read(self.who.conversation, seq).await
+    }
+
+    /// Who it is.
+    pub fn who(&self) -> &Who {
+        &self.who
     }
 
     /// The seq of the last event it was shown, without a gap below.
@@ -245,8 +292,8 @@ impl Witness {
             .asked
             .store(self.history.now_us(), Ordering::Relaxed);
         let store = Store::volatile_from(saved);
-        let on_event = self.on_event.clone();
-        (self.client, self.task) = begin(&self.who, store, &self.history, &self.state, on_event);
+        let watcher = self.watcher.clone();
+        (self.client, self.task) = begin(&self.who, store, &self.history, &self.state, watcher);
         Ok(())
     }
 
@@ -274,7 +321,7 @@ fn begin(
     store: Store,
     history: &History,
     state: &Arc<State>,
-    on_event: Option<OnEvent>,
+    watcher: Arc<dyn Watcher>,
 ) -> (Client, JoinHandle<()>) {
     let config = Config {
         format: who.format,
@@ -296,6 +343,7 @@ fn begin(
         history: history.clone(),
         numbered: HashSet::new(),
         state: state.clone(),
+        watcher: watcher.clone(),
     };
     let watch = Box::new(move |seen: Traffic<'_>| traffic.saw(seen));
     let (client, events) = Client::connect_watched(options, watch);
@@ -304,7 +352,7 @@ fn begin(
         history: history.clone(),
         state: state.clone(),
         client: client.clone(),
-        on_event,
+        watcher,
     };
     (client, tokio::spawn(showing.run(events)))
 }
@@ -316,10 +364,12 @@ struct Watching {
     /// Ids of messages recorded as numbered: a message is sent again with the same.
     numbered: HashSet<u64>,
     state: Arc<State>,
+    watcher: Arc<dyn Watcher>,
 }
 
 impl Watching {
     fn saw(&mut self, traffic: Traffic<'_>) {
+        self.watcher.traffic(&traffic);
         match traffic {
             Traffic::Out(frame) => {
                 for command in &frame.commands {
@@ -398,7 +448,7 @@ struct Showing {
     history: History,
     state: Arc<State>,
     client: Client,
-    on_event: Option<OnEvent>,
+    watcher: Arc<dyn Watcher>,
 }
 
 impl Showing {
@@ -442,7 +492,8 @@ impl Showing {
                 }
                 self.state.ready.send_modify(|ready| *ready += 1);
             }
-            ClientEvent::App(AppEvent::Disconnected { .. }) => {
+            ClientEvent::App(AppEvent::Disconnected { code }) => {
+                self.watcher.disconnected(code);
                 self.state.reconnects.fetch_add(1, Ordering::Relaxed);
             }
             ClientEvent::App(AppEvent::Conversation(info)) => {
@@ -534,9 +585,7 @@ impl Showing {
     }
 
     fn shown(&self, event: &Event) {
-        if let Some(on_event) = &self.on_event {
-            on_event(event);
-        }
+        self.watcher.shown(event);
         let kind = match Kind::try_from(event.kind) {
             Ok(Kind::Text) => history::EventKind::Text,
             Ok(Kind::Json) => history::EventKind::Json,
@@ -572,4 +621,31 @@ impl Showing {
             });
         }
     }
+}
+
+/// Uses the first token while it lasts, then fetches others.
+pub fn token_source(
+    api: Api,
+    user: u64,
+    device: &'static str,
+    first: Option<AccessToken>,
+) -> Token {
+    Token::from_fn(move || {
+        let (api, first) = (api.clone(), first.clone());
+        async move {
+            if let Some(first) = first
+                && first.expires > Instant::now() + FRESH_FOR
+            {
+                return Ok(first.token);
+            }
+            let fetch = move || api.tokens(&[user], device);
+            let fetched = tokio::task::spawn_blocking(fetch).await;
+            match fetched {
+                Ok(Ok(mut tokens)) if !tokens.is_empty() => Ok(tokens.remove(0).token),
+                Ok(Ok(_)) => Err(TokenError::Later("no token in the answer".into())),
+                Ok(Err(error)) => Err(TokenError::Later(format!("{error:#}"))),
+                Err(_) => Err(TokenError::Later("the runtime ends".into())),
+            }
+        }
+    })
 }

@@ -32,6 +32,7 @@ use file::Chat;
 use observers::Observers;
 use order::Order;
 use report::Replayed;
+pub(crate) use senders::random as random_after;
 use senders::{Plan, Senders};
 use tokens::Tokens;
 

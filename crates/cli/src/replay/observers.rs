@@ -5,15 +5,15 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use serde::Serialize;
-use tidings_client::{Store, Token, TokenError};
+use tidings_client::Store;
 use tidings_protocol::Format;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::order::Order;
 use super::senders::random;
-use crate::api::{AccessToken, Api};
-use crate::witness::{History, OnEvent, Who, Witness};
+use crate::api::Api;
+use crate::witness::{History, OnEvent, Who, Witness, token_source};
 
 /// Signing in and the first sync of a group of observers.
 const START_WITHIN: Duration = Duration::from_secs(30);
@@ -24,8 +24,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// An observer that drops stays for 2 to 12 s, and away for up to 5.
 const STAYS: (u64, u64) = (2_000, 10_000);
 const AWAY_MAX: u64 = 5_000;
-/// A token that ends sooner isn't used again.
-const FRESH_FOR: Duration = Duration::from_secs(90);
 
 pub(super) struct Observers {
     steady: Vec<Witness>,
@@ -68,7 +66,7 @@ impl Observers {
         for (at, &user) in users.iter().enumerate() {
             let who = Who {
                 url: format!("ws://{}/v1/ws", api.address()),
-                token: token_source(api.clone(), user, tokens.next()),
+                token: token_source(api.clone(), user, "observer", tokens.next()),
                 // Both, so that both are checked.
                 format: Format::ALL[at % 2],
                 user,
@@ -166,26 +164,4 @@ async fn come_and_go(
         };
         witness.drop_and_come_back(back).await?;
     }
-}
-
-/// Uses the first token while it lasts, then fetches others.
-fn token_source(api: Api, user: u64, first: Option<AccessToken>) -> Token {
-    Token::from_fn(move || {
-        let (api, first) = (api.clone(), first.clone());
-        async move {
-            if let Some(first) = first
-                && first.expires > Instant::now() + FRESH_FOR
-            {
-                return Ok(first.token);
-            }
-            let fetch = move || api.tokens(&[user], "observer");
-            let fetched = tokio::task::spawn_blocking(fetch).await;
-            match fetched {
-                Ok(Ok(mut tokens)) if !tokens.is_empty() => Ok(tokens.remove(0).token),
-                Ok(Ok(_)) => Err(TokenError::Later("no token in the answer".into())),
-                Ok(Err(error)) => Err(TokenError::Later(format!("{error:#}"))),
-                Err(_) => Err(TokenError::Later("the runtime ends".into())),
-            }
-        }
-    })
 }

@@ -723,7 +723,7 @@ fn writer_last(writer: &Writer) -> usize {
 }
 
 /// The next number after a seed (splitmix64).
-pub(super) fn random(state: &mut u64) -> u64 {
+pub(crate) fn random(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
