@@ -28,7 +28,7 @@ use crate::api::Api;
 use crate::witness::History;
 use back::Friends;
 use group::{Groups, Size};
-use meter::{Samples, Span, lock};
+use meter::{ReadSamples, Samples, Span, lock};
 use online::Pairs;
 use pace::Pace;
 use people::World;
@@ -274,7 +274,14 @@ async fn journeys(args: &Args, world: &World) -> anyhow::Result<Report> {
     );
     let mut report = Report::new(load, limits(args));
     report.troubles([online, grouped, back].concat());
-    add_online(&mut report, &pairs);
+    // Shared with the clients: read once nothing is on its way any more, else the slowest are missing.
+    let (deliveries, acks, reads) = (
+        pairs.deliveries.clone(),
+        pairs.acks.clone(),
+        pairs.reads.clone(),
+    );
+    report.troubles(pairs.finish().await?);
+    add_online(&mut report, &deliveries, &acks, &reads);
     if let Some((first_page, complete)) = returns {
         report.add(
             "friend back",
@@ -291,7 +298,6 @@ async fn journeys(args: &Args, world: &World) -> anyhow::Result<Report> {
             "complete",
         );
     }
-    report.troubles(pairs.finish().await?);
     if let Some(groups) = groups {
         let (deliveries, acks, complete) = (
             groups.deliveries.clone(),
@@ -318,27 +324,27 @@ async fn journeys(args: &Args, world: &World) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-fn add_online(report: &mut Report, pairs: &Pairs) {
+fn add_online(report: &mut Report, deliveries: &Samples, acks: &Samples, reads: &ReadSamples) {
     let journey = "friend online";
     report.add(
         journey,
         "send to delivery",
-        &pairs.deliveries,
+        deliveries,
         Judged::P99,
         "delivery",
     );
-    report.add(journey, "send to ack", &pairs.acks, Judged::Told, "");
+    report.add(journey, "send to ack", acks, Judged::Told, "");
     report.add(
         journey,
         "read cursor to mark seen",
-        &pairs.reads.from_frame,
+        &reads.from_frame,
         Judged::P99,
         "read",
     );
     report.add(
         journey,
         "user reads to mark seen",
-        &pairs.reads.from_act,
+        &reads.from_act,
         Judged::Told,
         "",
     );
