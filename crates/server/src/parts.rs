@@ -86,7 +86,7 @@ pub async fn directory(config: &Config) -> anyhow::Result<(Arc<dyn Directory>, P
             Ok((directory, embedded::keys(config)?))
         }
         #[cfg(feature = "cluster")]
-        Mode::Cluster => crate::cluster::directory(config).await,
+        Mode::Cluster => Box::pin(crate::cluster::directory(config)).await,
         #[cfg(not(feature = "cluster"))]
         Mode::Cluster => Err(without_cluster()),
     }
@@ -102,7 +102,7 @@ pub async fn migrate(config: &Config) -> anyhow::Result<Vec<String>> {
             "server.mode is embedded: everything is made and upgraded at the start".to_owned(),
         ]),
         #[cfg(feature = "cluster")]
-        Mode::Cluster => crate::cluster::migrate(config).await,
+        Mode::Cluster => Box::pin(crate::cluster::migrate(config)).await,
         #[cfg(not(feature = "cluster"))]
         Mode::Cluster => Err(without_cluster()),
     }
@@ -162,7 +162,7 @@ pub async fn open(config: &Config) -> anyhow::Result<Parts> {
     match config.server.mode {
         Mode::Embedded => embedded::parts(config),
         #[cfg(feature = "cluster")]
-        Mode::Cluster => crate::cluster::parts(config).await,
+        Mode::Cluster => Box::pin(crate::cluster::parts(config)).await,
         #[cfg(not(feature = "cluster"))]
         Mode::Cluster => Err(without_cluster()),
     }

@@ -29,6 +29,9 @@ use tokio::sync::{Notify, oneshot};
 /// How long a router may take; a send not answered by then may still be accepted.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
 
+/// A question that isn't answered by then is asked again.
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
 /// Questions under way at once; beyond it new ones are refused.
 const WAITING_MAX: usize = 16 << 10;
 
@@ -237,16 +240,28 @@ impl Routed {
             request
         };
         let partition = self.log.partition_of(conversation);
-        self.peers.to_router(
-            self.id,
-            partition,
-            ToRouter::Open {
-                request,
-                user,
-                conversations: vec![conversation],
-            },
-        );
-        let state = tokio::time::timeout(ANSWER_MAX, opened).await;
+        // Asked again: while a partition moves nobody owns it, and what is asked then is lost.
+        let ask_again = async {
+            loop {
+                self.peers.to_router(
+                    self.id,
+                    partition,
+                    ToRouter::Open {
+                        request,
+                        user,
+                        conversations: vec![conversation],
+                    },
+                );
+                tokio::time::sleep(ASK_AGAIN_AFTER).await;
+            }
+        };
+        let state = tokio::time::timeout(ANSWER_MAX, async {
+            tokio::select! {
+                state = opened => state,
+                () = ask_again => unreachable!("it asks until there is an answer"),
+            }
+        })
+        .await;
         // Its events aren't wanted, only the answer.
         self.peers
             .to_router(self.id, partition, ToRouter::Close(vec![conversation]));

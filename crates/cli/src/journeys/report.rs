@@ -189,8 +189,8 @@ impl fmt::Display for Report {
         writeln!(f, "{}\n", self.load)?;
         writeln!(
             f,
-            "{:<14} {:<34} {:>8} {:>9} {:>9} {:>9} {:>9}  {:<20} {}",
-            "journey", "ms", "count", "p50", "p90", "p99", "max", "limit (goal)", "verdict"
+            "{:<14} {:<34} {:>8} {:>9} {:>9} {:>9} {:>9}  {:<20} verdict",
+            "journey", "ms", "count", "p50", "p90", "p99", "max", "limit (goal)"
         )?;
         for line in &self.lines {
             let limit = match (line.limit, line.judged) {

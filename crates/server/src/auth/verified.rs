@@ -6,8 +6,8 @@ use sha2::{Digest, Sha256};
 use tidings_core::ids::{DeviceId, Micros, UserId};
 use tidings_core::ports::directory::SignInId;
 
-use super::bounded::Bounded;
 use super::Principal;
+use super::bounded::Bounded;
 
 /// Tokens remembered: at about 60 bytes each 4 MB when full, and room for every client of a
 /// reconnect storm on one machine (performance.md has 15,000).
