@@ -62,7 +62,7 @@ impl Plan {
     fn read() -> Result<Plan, Failure> {
         let given: HashMap<String, String> = std::env::args()
             .skip(1)
-            .filter_map(|a| Some(a.split_once('=').map(|(n, v)| (n.into(), v.into()))?))
+            .filter_map(|a| a.split_once('=').map(|(n, v)| (n.into(), v.into())))
             .collect();
         let start_us = get::<u64>(&given, "start_ms")? * 1000;
         let counted_us = start_us + (get::<f64>(&given, "warm_s")? * 1e6) as u64;
@@ -317,7 +317,7 @@ fn append(plan: &Plan) -> Result<(), Failure> {
         }
         sleep_until(intended);
         // Conversations of this round and this loop alone.
-        let which = (number << 32 | n % plan.conversations) ^ plan.start_us << 20;
+        let which = ((number << 32) | (n % plan.conversations)) ^ (plan.start_us << 20);
         let conversation = ConversationId(which.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let counter = n / plan.conversations + 1;
         let id = |counter: u64| {
