@@ -71,7 +71,7 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
         let answer = answer.unwrap_or_else(|_| Err("not answering".into()));
         (part, answer, latency_ms)
     });
-    let (mut missing, mut degraded) = (false, false);
+    let mut degraded = false;
     let mut parts = Map::new();
     for (part, answer, latency_ms) in join_all(asked).await {
         let mut shown = match answer {
@@ -83,7 +83,6 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
             }
             Ok(_) => Map::from_iter([("status".to_owned(), "ok".into())]),
             Err(reason) => {
-                missing |= part.is_needed();
                 degraded = true;
                 Map::from_iter([("status".to_owned(), reason.into())])
             }
@@ -101,7 +100,7 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
         }),
     );
     let draining = health.draining.load(Ordering::Relaxed);
-    let ok = routing && !missing && !draining && !health.pool.is_unhealthy();
+    let ok = routing && !draining && !health.pool.is_unhealthy();
     let status = match (ok, degraded) {
         (true, false) => "ok",
         (true, true) => "degraded",

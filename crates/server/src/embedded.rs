@@ -169,10 +169,6 @@ impl Part for LogPart {
         "log"
     }
 
-    fn is_needed(&self) -> bool {
-        true
-    }
-
     fn check(&self) -> BoxFuture<'_, Result<Value, String>> {
         let log = self.0.metrics().figures();
         Box::pin(std::future::ready(Ok(json!({
@@ -187,10 +183,6 @@ struct StorePart(Arc<LsmStore>);
 impl Part for StorePart {
     fn name(&self) -> &'static str {
         "store"
-    }
-
-    fn is_needed(&self) -> bool {
-        false
     }
 
     fn check(&self) -> BoxFuture<'_, Result<Value, String>> {
@@ -208,10 +200,6 @@ struct DirectoryPart(Arc<SqliteDirectory>);
 impl Part for DirectoryPart {
     fn name(&self) -> &'static str {
         "directory"
-    }
-
-    fn is_needed(&self) -> bool {
-        false
     }
 
     fn check(&self) -> BoxFuture<'_, Result<Value, String>> {

@@ -48,13 +48,11 @@ pub struct Parts {
     pub keeper: Box<dyn Keeper>,
 }
 
-/// A part as readiness asks it.
+/// A part as readiness asks it. One that isn't well makes the server degraded, never unready: what it is
+/// for is missing, the rest goes on.
 pub trait Part: Send + Sync {
     /// Its name in `/health/ready`.
     fn name(&self) -> &'static str;
-
-    /// Whether new clients can't be served without it; without another one the server is degraded.
-    fn is_needed(&self) -> bool;
 
     /// Details to show, or what is wrong in a few words.
     fn check(&self) -> BoxFuture<'_, Result<Value, String>>;

@@ -147,9 +147,7 @@ impl Peers for InProcessPeers {
     }
 
     fn broadcast(&self, _from: Partition, message: ToGateway) {
-        for to in self.gateways() {
-            self.deliver(to, message.clone());
-        }
+        self.deliver_to_all(&message);
     }
 
     fn took_over(&self, partition: Partition, _end: Position) {
@@ -159,14 +157,22 @@ impl Peers for InProcessPeers {
     fn resigned(&self, _partition: Partition) {}
 
     fn to_others(&self, _message: ToGateway) {}
-
-    fn gateways(&self) -> Vec<GatewayId> {
-        let gateways = self.gateways.read().unwrap_or_else(PoisonError::into_inner);
-        gateways.iter().map(|g| g.id).collect()
-    }
 }
 
 impl InProcessPeers {
+    /// The gateways there are now.
+    pub fn gateways(&self) -> Vec<GatewayId> {
+        let gateways = self.gateways.read().unwrap_or_else(PoisonError::into_inner);
+        gateways.iter().map(|g| g.id).collect()
+    }
+
+    /// Puts a message into every gateway's queue, whoever sent it.
+    pub fn deliver_to_all(&self, message: &ToGateway) {
+        for to in self.gateways() {
+            self.deliver(to, message.clone());
+        }
+    }
+
     /// Puts a message into a gateway's queue, whoever sent it.
     pub fn deliver(&self, to: GatewayId, message: ToGateway) {
         let gateways = self.gateways.read().unwrap_or_else(PoisonError::into_inner);

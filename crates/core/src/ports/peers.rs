@@ -209,7 +209,4 @@ pub trait Peers: Send + Sync {
 
     /// To the gateways of all other servers: what happened at this one and is in no log.
     fn to_others(&self, message: ToGateway);
-
-    /// The gateways there are now.
-    fn gateways(&self) -> Vec<GatewayId>;
 }

@@ -258,7 +258,7 @@ fn batch(
                 terms.remove(&partition);
                 shared.resigned_there(server, partition);
             }
-            Item::Notice { message } => shared.notice(message),
+            Item::Notice { message } => shared.local.deliver_to_all(&message),
             Item::ToRouter {
                 worker,
                 partition,

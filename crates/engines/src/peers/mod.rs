@@ -247,8 +247,4 @@ impl Peers for StreamPeers {
     fn to_others(&self, message: ToGateway) {
         self.shared.to_others(&message);
     }
-
-    fn gateways(&self) -> Vec<GatewayId> {
-        self.shared.local.gateways()
-    }
 }

@@ -195,13 +195,6 @@ impl Shared {
         }
     }
 
-    /// To all gateways here, from another server.
-    pub fn notice(&self, message: ToGateway) {
-        for to in self.local.gateways() {
-            self.local.deliver(to, message.clone());
-        }
-    }
-
     fn push(&self, state: &State, server: u32, item: Item, can_wait: bool) {
         match state.links.get(&server) {
             Some(link) => self.push_to(link, item, can_wait),

@@ -11,7 +11,7 @@ use tidings_core::in_process::InProcessPeers;
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::{self, *};
 use tidings_core::ports::log::{Append, AppendReport, Log, LogError};
-use tidings_core::ports::peers::{self, Peers, ToGateway, ToRouter};
+use tidings_core::ports::peers::{self, ToGateway, ToRouter};
 use tidings_core::ports::store::{Store, StoreResult};
 use tidings_core::record::{Committed, Content, ConversationKind, Record, Role};
 use tidings_core::rows::{

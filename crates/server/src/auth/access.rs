@@ -9,49 +9,23 @@
 use tidings_core::ids::{DeviceId, Micros, UserId};
 use tidings_core::ports::directory::SignInId;
 
-use super::secrets::{self, ServerKey};
-use super::{AuthError, Principal};
+use super::secrets::ServerKey;
+use super::{AuthError, Principal, signed};
 
 const PREFIX: &str = "tac_";
-const CLAIMS: usize = 40;
-const TOKEN: usize = CLAIMS + 32;
 
 /// Whether a token is one of these, and not one of a customer's backend.
 pub(super) fn is_own(token: &str) -> bool {
     token.starts_with(PREFIX)
 }
 
-pub(super) fn issue(key: &ServerKey, principal: &Principal) -> String {
-    let mut token = [0u8; TOKEN];
-    let fields = [
-        principal.user.0,
-        principal.device.0,
-        principal.sign_in.0,
-        principal.issued,
-        principal.expires,
-    ];
-    for (slot, field) in token.chunks_exact_mut(8).zip(fields) {
-        slot.copy_from_slice(&field.to_be_bytes());
-    }
-    let signature = key.sign(&message(&token[..CLAIMS]));
-    token[CLAIMS..].copy_from_slice(&signature);
-    format!("{PREFIX}{}", secrets::text(&token))
+pub(super) fn issue(key: &ServerKey, p: &Principal) -> String {
+    let fields = [p.user.0, p.device.0, p.sign_in.0, p.issued, p.expires];
+    signed::text(key, PREFIX, fields)
 }
 
 pub(super) fn verify(key: &ServerKey, token: &str, now: Micros) -> Result<Principal, AuthError> {
-    let body = token.strip_prefix(PREFIX).ok_or(AuthError::Invalid)?;
-    let token = secrets::bytes::<TOKEN>(body).ok_or(AuthError::Invalid)?;
-    let (claims, signature) = token.split_at(CLAIMS);
-    if !key.verify(&message(claims), signature) {
-        return Err(AuthError::Invalid);
-    }
-    let mut fields = [0u64; 5];
-    for (field, bytes) in fields.iter_mut().zip(claims.chunks_exact(8)) {
-        *field = bytes
-            .iter()
-            .fold(0, |number, byte| number << 8 | u64::from(*byte));
-    }
-    let [user, device, sign_in, issued, expires] = fields;
+    let [user, device, sign_in, issued, expires] = signed::numbers::<5, 72>(key, PREFIX, token)?;
     if expires <= now {
         return Err(AuthError::Expired);
     }
@@ -62,14 +36,6 @@ pub(super) fn verify(key: &ServerKey, token: &str, now: Micros) -> Result<Princi
         issued,
         expires,
     })
-}
-
-/// The prefix is signed too: a signature for another kind of token is none for this.
-fn message(claims: &[u8]) -> [u8; PREFIX.len() + CLAIMS] {
-    let mut message = [0u8; PREFIX.len() + CLAIMS];
-    message[..PREFIX.len()].copy_from_slice(PREFIX.as_bytes());
-    message[PREFIX.len()..].copy_from_slice(claims);
-    message
 }
 
 #[cfg(test)]

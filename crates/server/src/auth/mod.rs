@@ -28,6 +28,7 @@ mod password;
 mod revocations;
 mod secrets;
 mod service;
+mod signed;
 #[cfg(test)]
 mod tests;
 mod throttle;

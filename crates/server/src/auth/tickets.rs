@@ -10,11 +10,9 @@ use tidings_core::ids::{DeviceId, Micros, UserId};
 use tidings_core::ports::directory::SignInId;
 
 use super::secrets::{self, ServerKey};
-use super::{AuthError, Principal};
+use super::{AuthError, Principal, signed};
 
 const PREFIX: &str = "tti_";
-const CLAIMS: usize = 64;
-const TICKET: usize = CLAIMS + 32;
 
 /// How long a ticket is good (reliability.md, row 3).
 const LIFE: Duration = Duration::from_secs(30);
@@ -28,7 +26,11 @@ pub(super) fn is_ticket(token: &str) -> bool {
 
 pub(super) fn issue(key: &ServerKey, p: &Principal, now: Micros) -> Result<String, AuthError> {
     let random = secrets::fresh()?;
-    let mut ticket = [0u8; TICKET];
+    let word = |at: usize| {
+        random[at..at + 8]
+            .iter()
+            .fold(0, |n, b| n << 8 | u64::from(*b))
+    };
     let until = now + LIFE.as_micros() as Micros;
     let fields = [
         p.user.0,
@@ -37,14 +39,10 @@ pub(super) fn issue(key: &ServerKey, p: &Principal, now: Micros) -> Result<Strin
         p.issued,
         p.expires,
         until,
+        word(0),
+        word(8),
     ];
-    for (slot, field) in ticket.chunks_exact_mut(8).zip(fields) {
-        slot.copy_from_slice(&field.to_be_bytes());
-    }
-    ticket[48..CLAIMS].copy_from_slice(&random[..16]);
-    let signature = key.sign(&message(&ticket[..CLAIMS]));
-    ticket[CLAIMS..].copy_from_slice(&signature);
-    Ok(format!("{PREFIX}{}", secrets::text(&ticket)))
+    Ok(signed::text(key, PREFIX, fields))
 }
 
 /// For whom it speaks, and what has to be claimed first.
@@ -53,19 +51,8 @@ pub(super) fn verify(
     ticket: &str,
     now: Micros,
 ) -> Result<(Principal, u128), AuthError> {
-    let body = ticket.strip_prefix(PREFIX).ok_or(AuthError::Invalid)?;
-    let ticket = secrets::bytes::<TICKET>(body).ok_or(AuthError::Invalid)?;
-    let (claims, signature) = ticket.split_at(CLAIMS);
-    if !key.verify(&message(claims), signature) {
-        return Err(AuthError::Invalid);
-    }
-    let mut fields = [0u64; 8];
-    for (field, bytes) in fields.iter_mut().zip(claims.chunks_exact(8)) {
-        *field = bytes
-            .iter()
-            .fold(0, |number, byte| number << 8 | u64::from(*byte));
-    }
-    let [user, device, sign_in, issued, expires, until, high, low] = fields;
+    let [user, device, sign_in, issued, expires, until, high, low] =
+        signed::numbers::<8, 96>(key, PREFIX, ticket)?;
     if until <= now {
         return Err(AuthError::Expired);
     }
@@ -77,12 +64,4 @@ pub(super) fn verify(
         expires,
     };
     Ok((principal, u128::from(high) << 64 | u128::from(low)))
-}
-
-/// The prefix is signed too: a signature for another kind of token is none for this.
-fn message(claims: &[u8]) -> [u8; PREFIX.len() + CLAIMS] {
-    let mut message = [0u8; PREFIX.len() + CLAIMS];
-    message[..PREFIX.len()].copy_from_slice(PREFIX.as_bytes());
-    message[PREFIX.len()..].copy_from_slice(claims);
-    message
 }

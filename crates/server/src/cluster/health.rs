@@ -26,10 +26,6 @@ impl<T: Send + Sync> Part for Engine<T> {
         self.name
     }
 
-    fn is_needed(&self) -> bool {
-        false
-    }
-
     fn check(&self) -> BoxFuture<'_, Result<Value, String>> {
         let check = (self.check)(&self.engine);
         Box::pin(async move { check.await.map(|()| json!({})) })
