@@ -69,9 +69,14 @@ pub enum Effect {
         rows: Vec<StateRow>,
     },
     /// [`crate::ports::store::Store::put_cursors`]; then [`Router::cursors_stored`] or
-    /// [`Router::cursors_refused`], with the rows. Where several processes can write to the store,
-    /// the first gets the rows as the store has them after the put, too.
-    PutCursors(Vec<CursorRow>),
+    /// [`Router::cursors_refused`], with the rows.
+    PutCursors {
+        /// The rows.
+        rows: Vec<CursorRow>,
+        /// Whether the first gets them as the store has them after the put, since another router
+        /// may have moved them further; else they are as they were put.
+        check: bool,
+    },
     /// [`crate::ports::store::Store::settle`], and what it gives to [`crate::ports::log::Log::commit`].
     Settle(Position),
     /// [`crate::ports::store::Store::read_state`] (by quorum); then [`Router::state_read`].
@@ -151,6 +156,8 @@ pub struct Router {
     pub(crate) settled: Position,
     /// The clock of the last input, for deadlines only: nothing is decided by it.
     pub(crate) now: Micros,
+    /// Nothing more comes in: what is stored is committed at once.
+    leaving: bool,
     pub(crate) loads: crate::router::cold::Loads,
     pub(crate) gateways: crate::router::digest::Gateways,
     pub(crate) receipts: crate::router::receipts::Dirty,
@@ -176,6 +183,7 @@ impl Router {
             flights: Flights::default(),
             settled: committed,
             now: 0,
+            leaving: false,
             loads: Default::default(),
             gateways: Default::default(),
             receipts: Default::default(),
@@ -452,7 +460,12 @@ impl Router {
                 conversation.confirmed(row.seq);
             }
         }
-        if let Some((flight, rows)) = self.flights.next_state(self.now) {
+        let full = self.flights.bytes() > self.config.flight_bytes_max / 2;
+        let every = match full || self.leaving {
+            true => 0,
+            false => self.config.commit_every,
+        };
+        if let Some((flight, rows)) = self.flights.next_state(self.now, every) {
             self.out.push(Effect::PutState { flight, rows });
         }
         let settled = self.settleable();
@@ -460,6 +473,15 @@ impl Router {
             self.settled = settled;
             self.out.push(Effect::Settle(settled));
         }
+    }
+
+    /// The router's last task: whoever goes on begins at the committed position, and the less is
+    /// behind it, the less is applied again. Answers whether everything read is settled.
+    pub fn leave(&mut self, now: Micros) -> bool {
+        self.now = now;
+        self.leaving = true;
+        self.advance();
+        self.settled == self.next
     }
 
     /// Everything before this position needs nothing any more.
@@ -477,6 +499,7 @@ impl Router {
         }
         self.advance();
         self.retry_loads();
+        self.trust_cursors();
         self.flush_cursors();
         self.tell_digest();
         self.handed.forget_before(

@@ -40,7 +40,7 @@ const CURSOR_READS_MAX: usize = 32;
 /// flushes by itself too, and when no records come nobody would tell.
 const SETTLE_TICKS: u32 = 50;
 
-/// How long the last settling may take; without it more is applied again.
+/// How long it may take to store and settle what was read; without it more is applied again.
 const SETTLE_AT_END_MAX: Duration = Duration::from_secs(1);
 
 /// What the routing thread works with.
@@ -95,7 +95,7 @@ enum Input {
     SinceRead(u64, Option<Vec<EventRow>>),
     EventsRead(u64, Option<Vec<EventRow>>),
     CursorsRead(u64, Option<Vec<CursorRow>>),
-    /// What was put, and what the store has of the same members now.
+    /// What was put, and what to tell of the same members now.
     CursorsStored(Vec<CursorRow>, Vec<CursorRow>),
     CursorsRefused(Vec<CursorRow>),
     Done,
@@ -163,8 +163,19 @@ pub async fn run(
     parts.peers.resigned(partition);
     // What is accepted is in the log. Whoever goes on begins at what is settled: the less is behind it,
     // the less is applied again.
-    let settled = settle_again(router.settled_position(), partition, parts);
-    _ = tokio::time::timeout(SETTLE_AT_END_MAX, settled).await;
+    let leaving = async {
+        while !router.leave((parts.clock)()) {
+            perform(&mut router, partition, parts, &mut tasks);
+            match tasks.next().await {
+                Some(input) => apply(&mut router, input, parts),
+                None => break,
+            }
+        }
+        perform(&mut router, partition, parts, &mut tasks);
+        while tasks.next().await.is_some() {}
+        settle_again(router.settled_position(), partition, parts).await
+    };
+    _ = tokio::time::timeout(SETTLE_AT_END_MAX, leaving).await;
     Ok(())
 }
 
@@ -301,14 +312,8 @@ fn settle_again(
     })
 }
 
-/// Stores cursors; what the store has of the same members then, since a router that doesn't know yet
-/// that this one has taken over may have moved them further.
-async fn put_cursors(
-    store: &dyn Store,
-    partition: Partition,
-    rows: &[CursorRow],
-) -> StoreResult<Vec<CursorRow>> {
-    store.put_cursors(partition, rows.to_vec()).await?;
+/// What the store has of the members of these rows.
+async fn read_back(store: &dyn Store, rows: &[CursorRow]) -> StoreResult<Vec<CursorRow>> {
     let mut reads = Vec::new();
     for of_one in rows.chunk_by(|a, b| a.conversation == b.conversation) {
         let users = of_one.iter().map(|row| row.user).collect();
@@ -320,6 +325,19 @@ async fn put_cursors(
         stored.extend(read?);
     }
     Ok(stored)
+}
+
+async fn put_cursors(
+    store: &dyn Store,
+    partition: Partition,
+    rows: Vec<CursorRow>,
+    check: bool,
+) -> StoreResult<Vec<CursorRow>> {
+    store.put_cursors(partition, rows.clone()).await?;
+    match check {
+        true => read_back(store, &rows).await,
+        false => Ok(rows),
+    }
 }
 
 fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'static, Input> {
@@ -341,8 +359,9 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
                     .is_some(),
             )
         }),
-        Effect::PutCursors(rows) => Box::pin(async move {
-            match within("put cursors", put_cursors(&*store, partition, &rows)).await {
+        Effect::PutCursors { rows, check } => Box::pin(async move {
+            let put = put_cursors(&*store, partition, rows.clone(), check);
+            match within("put cursors", put).await {
                 Some(stored) => Input::CursorsStored(rows, stored),
                 None => Input::CursorsRefused(rows),
             }

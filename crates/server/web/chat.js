@@ -17,6 +17,7 @@ const ANSWER_WITHIN_MS = 15_000;
 const RETRY_MS = 2_000;
 const RETRY_LAST_MS = 30_000;
 const FLUSH_EVERY_MS = 1_000;
+const READ_FLUSH_MS = 50;
 const TYPING_EVERY_MS = 3_000;
 const TYPING_FOR_MS = 6_000;
 const CURSORS_MAX = 4_096;
@@ -56,6 +57,7 @@ export class Chat {
   stop(code) {
     clearInterval(this.ticker);
     for (const repair of this.repairs.values()) clearTimeout(repair.timer);
+    clearTimeout(this.readTimer);
     this.connection.stop();
     this.lost();
     if (code) this.ended(code);
@@ -396,6 +398,11 @@ export class Chat {
     if (!timeline || timeline.have <= timeline.read) return;
     timeline.read = timeline.have;
     this.read.add(id);
+    // Somebody may be waiting for the mark.
+    this.readTimer ??= setTimeout(() => {
+      this.readTimer = null;
+      if (this.online) this.flush(performance.now());
+    }, READ_FLUSH_MS);
     this.changed();
   }
 

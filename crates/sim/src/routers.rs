@@ -157,7 +157,7 @@ impl World {
             }
             Effect::PutEvents { flight, rows } => (flight, Call::PutEvents(rows)),
             Effect::PutState { flight, rows } => (flight, Call::PutState(rows)),
-            Effect::PutCursors(rows) => (0, Call::PutCursors(rows)),
+            Effect::PutCursors { rows, check } => (0, Call::PutCursors { rows, check }),
             Effect::Settle(position) => (0, Call::Settle(position)),
             Effect::ReadState {
                 load,
@@ -296,10 +296,10 @@ impl World {
         self.with_router(router, |core, now| match (call, reply) {
             (Call::PutEvents(_), reply) => core.events_stored(number, reply.is_some(), now),
             (Call::PutState(_), reply) => core.state_stored(number, reply.is_some(), now),
-            (Call::PutCursors(rows), Some(Reply::Cursors(stored))) => {
+            (Call::PutCursors { rows, .. }, Some(Reply::Cursors(stored))) => {
                 core.cursors_stored(rows, &stored, now);
             }
-            (Call::PutCursors(rows), _) => core.cursors_refused(rows, now),
+            (Call::PutCursors { rows, .. }, _) => core.cursors_refused(rows, now),
             (Call::ReadState(..), Some(Reply::State(rows))) => {
                 core.state_read(number, Some(rows), now)
             }

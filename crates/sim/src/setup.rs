@@ -94,6 +94,8 @@ impl Plan {
             router.flight_bytes_max = 4 << 10;
             router.waiting_max = 8;
         }
+        router.commit_every = random.pick(&[0, 20 * MS, 1_000 * MS]).unwrap_or(0);
+        router.cursor_check_for = random.pick(&[500 * MS, 60_000 * MS]).unwrap_or(0);
         Plan {
             gateways: random.between(1, 3) as usize,
             conversations,

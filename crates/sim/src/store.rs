@@ -13,7 +13,11 @@ use crate::random::Random;
 pub(crate) enum Call {
     PutEvents(Vec<EventRow>),
     PutState(Vec<StateRow>),
-    PutCursors(Vec<CursorRow>),
+    /// Answered with what is there then if `check` says so, else with the same.
+    PutCursors {
+        rows: Vec<CursorRow>,
+        check: bool,
+    },
     Settle(Position),
     ReadState(ConversationId, Vec<StateKey>),
     ReadSince(ConversationId, Position),
@@ -104,13 +108,16 @@ impl SimStore {
         match call {
             Call::PutEvents(rows) => self.write(rows.iter().cloned().map(Write::Event)),
             Call::PutState(rows) => self.write(rows.iter().copied().map(Write::State)),
-            Call::PutCursors(rows) => {
+            Call::PutCursors { rows, check } => {
                 // Durable on return, in every kind of store.
                 for &row in rows {
                     self.tables.apply(Write::Cursor(row), self.cursors_go_back);
                     self.kept.apply(Write::Cursor(row), self.cursors_go_back);
                 }
-                let now = |row: &CursorRow| self.tables.cursors[&(row.conversation, row.user)];
+                let now = |row: &CursorRow| match check {
+                    true => self.tables.cursors[&(row.conversation, row.user)],
+                    false => *row,
+                };
                 Reply::Cursors(rows.iter().map(now).collect())
             }
             Call::Settle(position) => self.settle(*position, random),
@@ -157,7 +164,10 @@ impl SimStore {
         let call = match call {
             Call::PutEvents(rows) => Call::PutEvents(part(rows, random)),
             Call::PutState(rows) => Call::PutState(part(rows, random)),
-            Call::PutCursors(rows) => Call::PutCursors(part(rows, random)),
+            Call::PutCursors { rows, check } => Call::PutCursors {
+                rows: part(rows, random),
+                check: *check,
+            },
             _ => return,
         };
         self.execute(&call, random);

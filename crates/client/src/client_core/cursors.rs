@@ -11,6 +11,9 @@ use crate::saved::{Cursor, PersistOp};
 /// which a server takes its events for lost.
 const FLUSH_EVERY: u64 = SECOND;
 
+/// The same when the user has read something: somebody may be waiting for the mark.
+const READ_FLUSH_EVERY: u64 = SECOND / 20;
+
 /// Cursors of other members that are remembered; those of further members aren't told.
 const RECEIPTS_MAX: usize = 100_000;
 
@@ -123,8 +126,11 @@ impl ClientCore {
     }
 
     pub(super) fn next_cursors(&self) -> Option<u64> {
-        let report = !self.cursors.delivered.is_empty() || !self.cursors.read.is_empty();
-        let waits = !self.cursors.unsaved.is_empty() || (report && self.link.ready());
+        if !self.cursors.read.is_empty() && self.link.ready() {
+            return Some(self.cursors.flushed_at + READ_FLUSH_EVERY);
+        }
+        let report = !self.cursors.delivered.is_empty() && self.link.ready();
+        let waits = report || !self.cursors.unsaved.is_empty();
         waits.then_some(self.cursors.flushed_at + FLUSH_EVERY)
     }
 

@@ -51,6 +51,7 @@ pub trait Store: Send + Sync {
 
     /// Moves cursors forward: each number becomes the greater of what is there and what is given.
     /// On return they are durable, since they are told then and the log doesn't hold them.
+    /// Who has read a message has got it: a store may answer what was read as delivered.
     fn put_cursors(
         &self,
         partition: Partition,

@@ -190,6 +190,15 @@ impl Conversation {
         }
     }
 
+    /// All cursors but these are unknown again.
+    pub fn forget_cursors(&mut self, keep: impl Fn(UserId) -> bool) {
+        self.members.each(|user, member| {
+            if !keep(user) {
+                member.cursor = UNKNOWN;
+            }
+        });
+    }
+
     /// A cursor as it was read; one that has moved since stays where it is.
     pub fn learn_cursor(&mut self, user: UserId, delivered: Seq, read: Seq) {
         let member = self.members.entry(user);

@@ -57,6 +57,9 @@ impl Router {
         // From the time on, so that a gateway that misses the first digest of a new router doesn't
         // take the second one for the next of the router before it.
         self.gateways.known.entry(from).or_insert(now);
+        if let ToRouter::Interest { .. } = &message {
+            self.doubt_cursors();
+        }
         if self.next < self.caught_up_at
             && matches!(
                 message,

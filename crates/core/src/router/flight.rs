@@ -7,6 +7,9 @@
 //!         └─ 500 ms, no answer ─▶ fanned out, still flying
 //! ```
 //!
+//! Rows of state are the same few rows again and again, so those of many flights are written
+//! at once, the last of each key, every `commit_every`.
+//!
 //! Invariants: 1 fan-out keeps the order of launch. 2 A flight's rows of state are
 //! written only when its event rows and those of all earlier flights are confirmed.
 //! 3 The position is settled only before the first flight that hasn't landed.
@@ -49,11 +52,13 @@ pub(crate) struct Flights {
     gathering: Option<Flight>,
     last: u64,
     bytes: usize,
+    /// When rows of state were last written.
+    committed: Option<Micros>,
     /// Conversations whose rows of state landed and are not yet collected.
     landed: Vec<StateRow>,
 }
 
-/// What one event costs beside its body, about.
+/// What one event costs beside its body until its rows of state have landed, about.
 const ROW_BYTES: usize = 256;
 
 impl Flights {
@@ -151,13 +156,23 @@ impl Flights {
                 flight.released = true;
                 rows.extend(flight.cargo.iter().map(|c| c.row.clone()));
             }
+            if flight.fanned_out {
+                // Only its rows of state are needed now.
+                let bodies: usize = flight.cargo.drain(..).map(|c| c.row.body.len()).sum();
+                flight.bytes -= bodies;
+                self.bytes -= bodies;
+            }
         }
         rows
     }
 
-    /// The rows of state that may be written now: the last of each key up to the last confirmed flight.
-    pub fn next_state(&mut self, now: Micros) -> Option<(u64, Vec<StateRow>)> {
-        if self.flying.iter().any(|f| f.state_asked.is_some()) {
+    /// The rows of state that may be written now: the last of each key up to the last confirmed
+    /// flight, unless the last ones were written less than `every` ago.
+    pub fn next_state(&mut self, now: Micros, every: Micros) -> Option<(u64, Vec<StateRow>)> {
+        let early = self
+            .committed
+            .is_some_and(|at| now.saturating_sub(at) < every);
+        if early || self.flying.iter().any(|f| f.state_asked.is_some()) {
             return None; // One write at a time; it covers more of them.
         }
         let ready = self
@@ -175,6 +190,7 @@ impl Flights {
         rows.sort_unstable_by_key(|row| (row.conversation, row.key));
         let flight = &mut self.flying[last];
         flight.state_asked = Some(now);
+        self.committed = Some(now);
         Some((flight.number, rows))
     }
 

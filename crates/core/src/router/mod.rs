@@ -26,8 +26,16 @@ pub struct Config {
     pub store_slow_after: Micros,
     /// After this an unanswered write or read is sent again. 5 s, the store's own deadline.
     pub store_retry_after: Micros,
-    /// How often moved cursors are stored and told. 500 ms.
+    /// How often rows of state are written, and with them the position is committed. 1 s: the
+    /// fewer, the more a router that takes over applies again.
+    pub commit_every: Micros,
+    /// How often moved cursors are stored and told. 50 ms, and one write at a time: the slower the
+    /// store, the more moves a write takes along.
     pub cursor_flush_every: Micros,
+    /// How long, after a gateway has heard of a take-over, cursors are read back when they were
+    /// stored. 60 s: ten times what it takes until a router without a sign of life has lost its
+    /// partitions, twelve times how long its last write may take.
+    pub cursor_check_for: Micros,
     /// How often gateways are told the heads that moved. 10 s: three in the shortest heartbeat.
     pub digest_every: Micros,
     /// Conversations with more members get no single receipts. 256 (design.md, "Receipts").
@@ -47,7 +55,9 @@ impl Default for Config {
             waiting_max: 65_536,
             store_slow_after: 500_000,
             store_retry_after: 5_000_000,
-            cursor_flush_every: 500_000,
+            commit_every: 1_000_000,
+            cursor_flush_every: 50_000,
+            cursor_check_for: 60_000_000,
             digest_every: 10_000_000,
             receipt_members_max: 256,
             handed_max: 30_000_000,

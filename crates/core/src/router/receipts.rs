@@ -13,6 +13,12 @@ use crate::rows::CursorRow;
 pub(crate) struct Dirty {
     rows: BTreeMap<(ConversationId, UserId), CursorRow>,
     flushed: Micros,
+    /// Since when another router may have moved cursors that are known here. Absent: since the start.
+    doubted: Option<Micros>,
+    /// None can have.
+    trusted: bool,
+    /// The next rows are read back all the same.
+    check: bool,
     /// Rows on their way to the store; one write at a time, so that none is told after a later one.
     flying: Vec<CursorRow>,
 }
@@ -28,6 +34,7 @@ impl Dirty {
 
     /// Rows that the store may not have are written again with the next flush.
     fn again(&mut self, rows: Vec<CursorRow>) {
+        self.check = true;
         for row in rows {
             let kept = self.rows.entry((row.conversation, row.user)).or_insert(row);
             kept.delivered = kept.delivered.max(row.delivered);
@@ -66,6 +73,7 @@ impl Router {
                 ..row
             },
         );
+        self.flush_cursors();
     }
 
     /// Stores what moved, at most so often. It is told once it is stored: what was told and then
@@ -87,11 +95,41 @@ impl Router {
             .into_values()
             .collect();
         self.receipts.flying.clone_from(&rows);
-        self.out.push(Effect::PutCursors(rows));
+        let check = std::mem::take(&mut self.receipts.check) || !self.receipts.trusted;
+        self.out.push(Effect::PutCursors { rows, check });
     }
 
-    /// The store has these cursors, and what it has of them since is told: a router that doesn't
-    /// know yet that another has taken over may have moved them further after they were read.
+    /// A gateway tells what it wants, so it has only now heard that this router took over: what the
+    /// router before it wrote and told there may be news here.
+    pub(crate) fn doubt_cursors(&mut self) {
+        self.receipts.doubted = Some(self.now);
+        self.receipts.trusted = false;
+    }
+
+    /// Some time after the last doubt all cursors that were read during it are forgotten, to be read
+    /// once more when they are needed; from then on nobody else writes them.
+    pub(crate) fn trust_cursors(&mut self) {
+        let doubted = *self.receipts.doubted.get_or_insert(self.now);
+        let doubt = self.now.saturating_sub(doubted) < self.config.cursor_check_for;
+        if doubt || self.receipts.trusted {
+            return;
+        }
+        self.receipts.trusted = true;
+        self.receipts.check = true; // What is on its way stays known.
+        let Dirty { rows, flying, .. } = &self.receipts;
+        for (&id, conversation) in &mut self.conversations {
+            conversation.forget_cursors(|user| {
+                rows.contains_key(&(id, user))
+                    || flying
+                        .iter()
+                        .any(|r| (r.conversation, r.user) == (id, user))
+            });
+        }
+    }
+
+    /// The store has these cursors. While there is doubt `stored` is what it has of them since: a
+    /// router that didn't know yet that this one has taken over may have moved them further after
+    /// they were read.
     pub fn cursors_stored(&mut self, rows: Vec<CursorRow>, stored: &[CursorRow], now: Micros) {
         self.now = now;
         if rows != self.receipts.flying {
@@ -120,6 +158,7 @@ impl Router {
                 });
             }
         }
+        self.flush_cursors();
     }
 
     /// Cursors the store didn't take are written again with the next flush.

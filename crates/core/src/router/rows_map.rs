@@ -43,6 +43,13 @@ impl<K: Copy + Ord + Hash, V: Default> RowsMap<K, V> {
         }
     }
 
+    pub fn each(&mut self, mut visit: impl FnMut(K, &mut V)) {
+        match self {
+            RowsMap::Few(list) => list.iter_mut().for_each(|(k, v)| visit(*k, v)),
+            RowsMap::Many(table) => table.iter_mut().for_each(|(k, v)| visit(*k, v)),
+        }
+    }
+
     /// The value under a key; a default one is put there if there is none.
     pub fn entry(&mut self, key: K) -> &mut V {
         if let RowsMap::Few(list) = self

@@ -243,6 +243,9 @@ impl Rows {
     }
 }
 
+/// Three effects' time.
+const COMMIT_EVERY: u64 = 3_000;
+
 /// One router with the effects it hasn't had performed, in any order the test likes.
 struct Run {
     router: Router,
@@ -259,6 +262,7 @@ impl Run {
                 end,
                 Config {
                     conversations_max: 1,
+                    commit_every: COMMIT_EVERY,
                     ..Config::default()
                 },
             ),
@@ -308,8 +312,13 @@ impl Run {
     ) {
         self.router.records(records.to_vec(), self.now);
         self.gather(truth, rows, committed);
-        while !self.pending.is_empty() {
-            self.perform(0, false, false, rows);
+        for _ in 0..2 {
+            while !self.pending.is_empty() {
+                self.perform(0, false, false, rows);
+                self.gather(truth, rows, committed);
+            }
+            self.now += COMMIT_EVERY;
+            self.router.tick(self.now);
             self.gather(truth, rows, committed);
         }
     }

@@ -387,11 +387,13 @@ impl Client {
                 if delivered.is_none() && read.is_none() {
                     continue;
                 }
+                let read = unsigned(read.unwrap_or(0), name)?;
                 let row = CursorRow {
                     conversation: c,
                     user,
-                    delivered: unsigned(delivered.unwrap_or(0), name)?,
-                    read: unsigned(read.unwrap_or(0), name)?,
+                    // Not written when it is no more than what was read.
+                    delivered: unsigned(delivered.unwrap_or(0), name)?.max(read),
+                    read,
                 };
                 found.insert(user, row);
             }

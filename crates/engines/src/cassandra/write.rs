@@ -182,7 +182,8 @@ impl Client {
         }
     }
 
-    /// Each number is stamped with itself. A number of 0 says nothing, so it isn't written.
+    /// Each number is stamped with itself. Who has read a message has got it: a number of delivered
+    /// that isn't greater says nothing and isn't written, nor is 0.
     pub(super) async fn put_cursors(&self, mut rows: Vec<CursorRow>) -> StoreResult<()> {
         rows.sort_by_key(|row| row.conversation);
         let mut batches = Vec::new();
@@ -202,8 +203,13 @@ impl Client {
         let mut batch = Batch::new(BatchType::Unlogged);
         let mut values = Vec::with_capacity(rows.len() * 2);
         for row in rows {
+            let delivered = if row.delivered > row.read {
+                row.delivered
+            } else {
+                0
+            };
             for (number, statement) in [
-                (row.delivered, &self.writes.delivered),
+                (delivered, &self.writes.delivered),
                 (row.read, &self.writes.read),
             ] {
                 if number > 0 {

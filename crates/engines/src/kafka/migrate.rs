@@ -8,7 +8,7 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use super::positions::{bounds, committed, no_position};
+use super::positions::{bounds, committed, no_position, once_known};
 use super::settings::Settings;
 use super::start::{Cluster, admin, blocking, options, wrong};
 use crate::StartError;
@@ -22,7 +22,7 @@ impl Cluster<'_> {
         let (topic, group) = (&self.settings.topic, &self.settings.group);
         let all: Vec<u32> = (0..self.settings.partitions).collect();
         let error = |error: KafkaError| self.away(&error);
-        let found = committed(&self.consumer, topic, &all).map_err(error)?;
+        let found = once_known(|| committed(&self.consumer, topic, &all)).map_err(error)?;
         let missing: Vec<u32> = found
             .iter()
             .filter_map(|(partition, offset)| offset.is_none().then_some(*partition))
@@ -31,7 +31,8 @@ impl Cluster<'_> {
             return Ok(None);
         }
         // A topic of ours that was made, but not finished, has nothing in it: there the first position is right, too.
-        let ends = bounds(&self.consumer, topic, &missing, Offset::End).map_err(error)?;
+        let ends =
+            once_known(|| bounds(&self.consumer, topic, &missing, Offset::End)).map_err(error)?;
         if !new && ends.iter().any(|(_, end)| *end > 0) {
             return Err(wrong("kafka.group", no_position(topic, group, &missing)));
         }
@@ -46,7 +47,7 @@ impl Cluster<'_> {
         let until = Instant::now() + NEW_TOPIC;
         loop {
             _ = self.consumer.poll(Duration::from_millis(50));
-            let found = committed(&self.consumer, topic, &missing).map_err(error)?;
+            let found = once_known(|| committed(&self.consumer, topic, &missing)).map_err(error)?;
             if found.iter().all(|(_, offset)| offset.is_some()) {
                 break;
             }

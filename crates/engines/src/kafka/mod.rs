@@ -124,8 +124,10 @@ impl KafkaLog {
         let probe = Arc::clone(&asking);
         commits.go_through(Some(Arc::clone(&asking)), false);
         let all: Vec<u32> = (0..partitions).collect();
-        let found = positions::bounds(&asking, &settings.topic, &all, Offset::End)
-            .map_err(|error| StartError::away("kafka.brokers", error.to_string()))?;
+        let found = positions::once_known(|| {
+            positions::bounds(&asking, &settings.topic, &all, Offset::End)
+        })
+        .map_err(|error| StartError::away("kafka.brokers", error.to_string()))?;
         for (partition, end) in found {
             ends.seen(partition, end);
         }

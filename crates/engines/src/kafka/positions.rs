@@ -20,6 +20,8 @@ use super::read::Wait;
 
 /// How long one question may take.
 pub(super) const QUESTION: Duration = Duration::from_secs(2);
+/// Within this all brokers know of a new topic.
+const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 /// How often the thread looks around without being called.
 const TICK: Duration = Duration::from_millis(50);
 /// How often the ends of all partitions are asked for, for the gauge of what waits.
@@ -74,6 +76,37 @@ pub(super) fn no_position(topic: &str, group: &str, partitions: &[u32]) -> Strin
          what is stored. If nothing of the topic was trimmed, set it back to the beginning, which loses nothing: \
          kafka-consumer-groups.sh --group {group} --topic {topic} --reset-offsets --to-earliest --execute"
     )
+}
+
+/// Asks again for a while when the answer is that brokers don't know yet who leads or coordinates: of
+/// a topic or group just made each hears at its own time.
+pub(super) fn once_known<T>(question: impl Fn() -> KafkaResult<T>) -> KafkaResult<T> {
+    use rdkafka::error::RDKafkaErrorCode as Code;
+    let until = Instant::now() + KNOWN_WITHIN;
+    loop {
+        let answer = question();
+        let code = answer
+            .as_ref()
+            .err()
+            .and_then(KafkaError::rdkafka_error_code);
+        let is_early = matches!(
+            code,
+            Some(
+                Code::UnknownTopicOrPartition
+                    | Code::UnknownTopic
+                    | Code::UnknownPartition
+                    | Code::LeaderNotAvailable
+                    | Code::NotLeaderForPartition
+                    | Code::CoordinatorLoadInProgress
+                    | Code::CoordinatorNotAvailable
+                    | Code::NotCoordinator
+            )
+        );
+        if !is_early || Instant::now() >= until {
+            return answer;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// The committed positions of some partitions; `None`: there is none.

@@ -12,12 +12,15 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 use super::context::{Context, LastError};
-use super::positions::{bounds, committed, no_position};
+use super::positions::{bounds, committed, no_position, once_known};
 use super::settings::{RETENTION_HOURS_MIN, Settings};
 use crate::StartError;
 
 /// How long one question of the start may take.
 const QUESTION: Duration = Duration::from_secs(5);
+
+/// How long a topic may be unknown to a broker that is slow to hear of it.
+const NEWS: Duration = Duration::from_secs(1);
 
 /// A topic as the cluster has it.
 pub(super) struct Topic {
@@ -140,7 +143,15 @@ impl<'a> Cluster<'a> {
     /// The shape of the topic: partitions, replicas, brokers.
     pub(super) fn check_shape(&self) -> Result<(), StartError> {
         let settings = self.settings;
-        let (brokers, topic) = self.look(&settings.topic)?;
+        // The broker that answers may be the last to hear of a topic just made.
+        let until = Instant::now() + NEWS;
+        let (brokers, topic) = loop {
+            let seen = self.look(&settings.topic)?;
+            if seen.1.is_some() || Instant::now() >= until {
+                break seen;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
         let Some(topic) = topic else {
             return Err(wrong(
                 "kafka.topic",
@@ -209,11 +220,13 @@ impl<'a> Cluster<'a> {
     pub(super) fn check_positions(&self) -> Result<(), StartError> {
         let (topic, group) = (&self.settings.topic, &self.settings.group);
         let all: Vec<u32> = (0..self.settings.partitions).collect();
-        let found = committed(&self.consumer, topic, &all).map_err(|error| self.away(&error))?;
-        let first: BTreeMap<u32, u64> = bounds(&self.consumer, topic, &all, Offset::Beginning)
-            .map_err(|error| self.away(&error))?
-            .into_iter()
-            .collect();
+        let away = |error: KafkaError| self.away(&error);
+        let found = once_known(|| committed(&self.consumer, topic, &all)).map_err(away)?;
+        let first: BTreeMap<u32, u64> =
+            once_known(|| bounds(&self.consumer, topic, &all, Offset::Beginning))
+                .map_err(away)?
+                .into_iter()
+                .collect();
         let missing: Vec<u32> = found
             .iter()
             .filter_map(|(partition, offset)| offset.is_none().then_some(*partition))

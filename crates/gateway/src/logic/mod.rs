@@ -86,7 +86,6 @@ pub struct GatewayCore {
     blocks: HashMap<UserId, Box<[ConversationId]>>,
     /// Cursors that wait for the next flush.
     cursors: HashMap<(ConversationId, UserId), CursorRow>,
-    cursors_flushed: Micros,
     /// Events handed to sessions in this turn.
     handed: Vec<Handed>,
     /// Changes of members that were held back in conversations that are gone: others here may be
@@ -143,7 +142,6 @@ impl GatewayCore {
             loads: HashMap::new(),
             blocks: HashMap::new(),
             cursors: HashMap::new(),
-            cursors_flushed: 0,
             handed: Vec::new(),
             orphans: Vec::new(),
             closes: Vec::new(),
@@ -305,9 +303,8 @@ impl GatewayCore {
         self.flush_packs(out);
         self.flush_sends(out);
         self.flush_handed(out);
-        if self.now.saturating_sub(self.cursors_flushed) >= self.settings.cursors_every {
-            self.flush_cursors(out);
-        }
+        // A turn takes along what came at the same time; the router gathers over time.
+        self.flush_cursors(out);
     }
 
     /// Whether [`GatewayCore::turn_start`] has something to do soon even if nothing comes in.

@@ -151,7 +151,6 @@ impl GatewayCore {
         if self.cursors.is_empty() {
             return;
         }
-        self.cursors_flushed = self.now;
         let mut rows: Vec<CursorRow> = self.cursors.drain().map(|(_, row)| row).collect();
         if self.cursors.capacity() > 1024 {
             self.cursors.shrink_to_fit();

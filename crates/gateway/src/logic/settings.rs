@@ -46,8 +46,6 @@ pub struct Settings {
     pub resends_max: u8,
     /// How long a lagging session may take to drain.
     pub lag_max: Micros,
-    /// Between two flushes of cursors to the router.
-    pub cursors_every: Micros,
     /// How long a router or the host may take to answer.
     pub answer_within: Micros,
     /// Silence of the routers' digests after which they are reminded of this worker.
@@ -79,7 +77,6 @@ impl Settings {
             resend_after: 30 * SECOND,
             resends_max: 3,
             lag_max: 30 * SECOND,
-            cursors_every: 250_000,
             answer_within: 2 * SECOND,
             digest_within: 25 * SECOND,
             drain_spread: 30 * SECOND,
