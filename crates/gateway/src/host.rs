@@ -89,7 +89,7 @@ pub fn subprotocols() -> Vec<String> {
 /// Messages of routers handled in one turn; the sockets have their turn in between.
 const MESSAGES_PER_TURN: usize = 1_000;
 
-/// How long a drain may take before the worker stops whatever is left.
+/// How long a drain may take, beside the time over which sessions leave, before the worker stops whatever is left.
 const DRAIN_MAX: Duration = Duration::from_secs(9);
 
 /// A worker with its logic, known to the routers and to [`Gateways`].
@@ -108,6 +108,7 @@ pub fn worker(
         Arc::clone(&ports.local),
         Arc::clone(&ports.gateways),
     );
+    let drain_spread_ms = settings.drain_spread / 1000;
     let wake = Arc::clone(&inbox);
     let messages = peers.add_gateway(gateway, Box::new(move || wake.wake()));
     let host = Host {
@@ -117,7 +118,8 @@ pub fn worker(
         pending: VecDeque::new(),
         inputs: Vec::new(),
         batch: Vec::new(),
-        drain_since: None,
+        drain_until: None,
+        drain_spread_ms,
         rest_at: 0,
     };
     let worker = Worker::new(parts, host)?;
@@ -135,7 +137,8 @@ pub struct Host {
     pending: VecDeque<ToGateway>,
     inputs: Vec<Input>,
     batch: Vec<ToGateway>,
-    drain_since: Option<u64>,
+    drain_until: Option<u64>,
+    drain_spread_ms: u64,
     /// When memory is given back next.
     rest_at: u64,
 }
@@ -178,10 +181,15 @@ impl Host {
             Input::Delayed(user, conversation, seq) => {
                 self.core.delayed(out, user, conversation, seq);
             }
-            Input::Drain => {
-                self.core.drain_begin(out);
+            Input::Drain(in_turn) => {
+                self.core.drain_begin(out, in_turn);
                 io.begin_drain();
-                self.drain_since.get_or_insert(io.now_ms());
+                let wait = match in_turn {
+                    true => self.drain_spread_ms,
+                    false => 0,
+                };
+                let until = io.now_ms() + wait + DRAIN_MAX.as_millis() as u64;
+                self.drain_until.get_or_insert(until);
             }
         }
     }
@@ -266,8 +274,8 @@ impl Handler for Host {
             self.rest_at = io.now_ms() + REST_AFTER.as_millis() as u64;
             rest();
         }
-        if let Some(since) = self.drain_since
-            && (self.core.is_drained() || io.now_ms() - since >= DRAIN_MAX.as_millis() as u64)
+        if let Some(until) = self.drain_until
+            && (self.core.is_drained() || io.now_ms() >= until)
         {
             io.stop();
         }

@@ -159,6 +159,13 @@ pub fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|item| !item.is_empty())
 }
 
+/// The address that a proxy names in the last `X-Forwarded-For` there is: what stands before it came
+/// from the client, who may write anything.
+pub fn forwarded_for(value: &[u8]) -> Option<std::net::IpAddr> {
+    let last = list(value).last()?;
+    std::str::from_utf8(last).ok()?.parse().ok()
+}
+
 /// The status line, headers and body of a refusal that ends the connection.
 pub fn refusal(status: u16) -> &'static [u8] {
     macro_rules! response {

@@ -176,7 +176,7 @@ impl Figures {
         let failures = refused + self.socket(|s| &s.handshake_failures) + self.sum(|g| &g.failures);
         page.counter(
             "chat_connection_failures",
-            "Connections that never became a session.",
+            "Connections that never became a session, but for those that left without a word.",
             failures,
         )?;
         page.gauge(

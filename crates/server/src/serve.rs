@@ -196,7 +196,11 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
         runtime: runtime.handle().clone(),
         clock: system::now,
     };
-    let adopter = http::adopter(http::routes(app), runtime.handle().clone());
+    let adopter = http::adopter(
+        http::routes(app),
+        runtime.handle().clone(),
+        config.server.proxies.clone(),
+    );
     let workers = Workers::start(config, &ports, (parts.server, parts.epoch), &adopter)?;
 
     let health = Arc::new(Health {
@@ -238,8 +242,10 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
     health.draining.store(true, Ordering::Relaxed);
     tracing::info!(why, "draining");
     parts.keeper.drain();
-    gateways.drain();
-    let deadline = Instant::now() + STOP_MAX;
+    let mut deadline = Instant::now() + STOP_MAX;
+    if gateways.drain() {
+        deadline += Duration::from_secs(config.server.drain_spread_s);
+    }
     let drained = workers.join(deadline - Duration::from_millis(500));
     stop.send_replace(true);
     let routed = routing.join().is_ok();

@@ -151,6 +151,7 @@ impl Workers {
         };
         io.policy.subprotocols = host::subprotocols();
         io.policy.origins = config.server.origins.clone();
+        io.proxies.clone_from(&config.server.proxies);
         io.plain_from_outside = config.server.plain_from_outside;
         io.frames_per_second = config.limits.frames_per_second;
         io.frame_burst = config.limits.frames_per_second.saturating_mul(2);

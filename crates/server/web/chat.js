@@ -39,7 +39,7 @@ export class Chat {
     this.savedReceipts = JSON.parse(storage.getItem(this.receiptsKey) ?? "{}");
     const scheme = location.protocol === "https:" ? "wss:" : "ws:";
     this.connection = new Connection({
-      url: `${scheme}//${location.host}/v1/ws`, device: "Web page", token: (fresh) => api.token(fresh),
+      url: `${scheme}//${location.host}/v1/ws?user=${user}`, device: "Web page", token: (fresh) => api.token(fresh),
       on: {
         ready: (ready, hello) => this.ready(ready, hello),
         update: (update) => this.update(update),

@@ -398,7 +398,8 @@ impl World {
         self.gateways[gateway].is_draining = true;
         self.after(4 * SECOND, Event::GatewayEnds(gateway));
         let life = self.gateways[gateway].life;
-        self.with_gateway(gateway, life, |core, out| core.drain_begin(out));
+        let in_turn = self.random.permille(500);
+        self.with_gateway(gateway, life, |core, out| core.drain_begin(out, in_turn));
     }
 }
 

@@ -253,7 +253,8 @@ impl World {
             }
             ToGateway::TookOver { .. }
             | ToGateway::BlockChanged { .. }
-            | ToGateway::Delayed { .. } => vec![0],
+            | ToGateway::Delayed { .. }
+            | ToGateway::Replaced { .. } => vec![0],
         };
         if let Some(at) = self.peer_arrival(false, router, gateway, &about) {
             self.at(at, Event::ToGateway(router, gateway, message));

@@ -108,7 +108,7 @@ impl World {
         for place in places {
             let format = Format::ALL[people.len() % 2];
             let who = Who {
-                url: format!("ws://{}/v1/ws", self.api.address()),
+                url: format!("ws://{}/v1/ws?user={:016x}", self.api.address(), place.user),
                 token: token_source(self.api.clone(), place.user, "journeys", tokens.next()),
                 // Both, so that both are measured and checked.
                 format,

@@ -65,7 +65,7 @@ impl Observers {
         let mut started = Vec::new();
         for (at, &user) in users.iter().enumerate() {
             let who = Who {
-                url: format!("ws://{}/v1/ws", api.address()),
+                url: format!("ws://{}/v1/ws?user={user:016x}", api.address()),
                 token: token_source(api.clone(), user, "observer", tokens.next()),
                 // Both, so that both are checked.
                 format: Format::ALL[at % 2],

@@ -302,7 +302,8 @@ impl<'a> Senders<'a> {
 
     fn open(&mut self, nick: usize, place: usize, now: Instant) -> anyhow::Result<()> {
         let mask = random(&mut self.random) as u32;
-        let mut wire = Wire::connect(self.plan.address, mask).context("cannot open a socket")?;
+        let mut wire = Wire::connect(self.plan.address, self.plan.users[nick], mask)
+            .context("cannot open a socket")?;
         let entry = self.connections.vacant_entry();
         let key = entry.key();
         let interest = Interest::READABLE | Interest::WRITABLE;

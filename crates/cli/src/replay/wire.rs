@@ -45,13 +45,13 @@ fn bad(what: &'static str) -> io::Error {
 
 impl Wire {
     /// Begins to connect; the upgrade is asked for as soon as the socket can be written.
-    pub fn connect(address: SocketAddr, mask: u32) -> io::Result<Wire> {
+    pub fn connect(address: SocketAddr, user: u64, mask: u32) -> io::Result<Wire> {
         let stream = TcpStream::connect(address)?;
         // Frames are small and written whole: waiting for more would hold each up for 40 ms.
         stream.set_nodelay(true)?;
         let key = generate_key();
         let request = format!(
-            "GET /v1/ws HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
+            "GET /v1/ws?user={user:016x} HTTP/1.1\r\nHost: {address}\r\nUpgrade: websocket\r\n\
              Connection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {key}\r\n\
              Sec-WebSocket-Protocol: {}\r\n\r\n",
             Format::Proto.subprotocol()

@@ -46,7 +46,8 @@ pub(super) struct Link {
     state: State,
     failures: u32,
     not_before: u64,
-    pub(super) told_delay: Option<u64>,
+    /// When the server said to come back.
+    pub(super) come_back_at: Option<u64>,
     pub(super) last_heard: u64,
     pub(super) last_sent: u64,
     pinged: bool,
@@ -103,7 +104,7 @@ impl ClientCore {
         self.link.state = State::SigningIn { since: now };
         self.link.last_heard = now;
         self.link.pinged = false;
-        self.link.told_delay = None;
+        self.link.come_back_at = None;
         self.sign_in();
         self.flush_commands(now);
     }
@@ -160,13 +161,19 @@ impl ClientCore {
         }
     }
 
-    pub(super) fn sign_in_refused(&mut self, error: &wire::Error) {
+    /// The server says after which time to come back.
+    pub(super) fn told_to_come_back(&mut self, now: u64, after_ms: u32) {
+        let after = (u64::from(after_ms) * 1000).min(TOLD_DELAY_MAX);
+        self.link.come_back_at = Some(now + after);
+    }
+
+    pub(super) fn sign_in_refused(&mut self, now: u64, error: &wire::Error) {
         if error.code == ErrorCode::Unauthorized.as_str() {
             // The server closes now; without a token the client waits for one.
             self.token = None;
         }
         if error.retry_after_ms > 0 {
-            self.link.told_delay = Some(u64::from(error.retry_after_ms) * 1000);
+            self.told_to_come_back(now, error.retry_after_ms);
         }
     }
 
@@ -240,8 +247,8 @@ impl ClientCore {
     }
 
     fn back_off(&mut self, now: u64, advice: Advice) {
-        let delay = match self.link.told_delay.take() {
-            Some(told) => told.min(TOLD_DELAY_MAX),
+        let delay = match self.link.come_back_at.take() {
+            Some(at) => at.saturating_sub(now),
             None => {
                 let step = match advice {
                     Advice::Reconnect => self.link.failures,

@@ -396,7 +396,7 @@ impl ClientCore {
             }),
             Update::Presence(p) => self.app(AppEvent::Presence(p.users)),
             Update::Error(error) => self.error(now, r#ref, error),
-            Update::Reconnect(r) => self.link.told_delay = Some(u64::from(r.after_ms) * 1000),
+            Update::Reconnect(r) => self.told_to_come_back(now, r.after_ms),
             Update::ReauthRequired(_) => self.need_token(),
             Update::Pong(_) => {}
             Update::Delayed(d) => {
@@ -422,7 +422,7 @@ impl ClientCore {
         match pending {
             Some(p) if p.purpose == Purpose::Sync => self.sync_failed(now, retry_after),
             Some(p) => self.page_failed(now, p, retry_after),
-            None if !self.link.ready() => self.sign_in_refused(&error),
+            None if !self.link.ready() => self.sign_in_refused(now, &error),
             None => {}
         }
         self.app(AppEvent::Error {

@@ -156,6 +156,12 @@ impl Peers for InProcessPeers {
 
     fn resigned(&self, _partition: Partition) {}
 
+    fn has_others(&self) -> bool {
+        false
+    }
+
+    fn to_other(&self, _to: GatewayId, _message: ToGateway) {}
+
     fn to_others(&self, _message: ToGateway) {}
 }
 

@@ -172,6 +172,11 @@ pub enum ToGateway {
         /// Which.
         seq: Seq,
     },
+    /// The session's device has a newer session at another server: this one ends.
+    Replaced {
+        /// The older session.
+        session: SessionId,
+    },
     /// The heads of the conversations in which something happened lately. A gateway that
     /// misses a number opens all its conversations again.
     Digest {
@@ -206,6 +211,12 @@ pub trait Peers: Send + Sync {
 
     /// The router of this server has given its partition up.
     fn resigned(&self, partition: Partition);
+
+    /// Whether another server is there, where the clients of this one can go.
+    fn has_others(&self) -> bool;
+
+    /// To a gateway worker of another server, from no router.
+    fn to_other(&self, to: GatewayId, message: ToGateway);
 
     /// To the gateways of all other servers: what happened at this one and is in no log.
     fn to_others(&self, message: ToGateway);

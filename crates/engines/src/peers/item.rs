@@ -129,7 +129,8 @@ impl Item {
                 ToGateway::Typing { .. }
                 | ToGateway::TookOver { .. }
                 | ToGateway::BlockChanged { .. }
-                | ToGateway::Delayed { .. } => 0,
+                | ToGateway::Delayed { .. }
+                | ToGateway::Replaced { .. } => 0,
             },
         }
     }

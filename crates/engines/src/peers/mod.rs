@@ -244,6 +244,14 @@ impl Peers for StreamPeers {
         self.shared.resigned(partition);
     }
 
+    fn has_others(&self) -> bool {
+        self.shared.has_others()
+    }
+
+    fn to_other(&self, to: GatewayId, message: ToGateway) {
+        self.shared.to_other(to, message);
+    }
+
     fn to_others(&self, message: ToGateway) {
         self.shared.to_others(&message);
     }

@@ -186,6 +186,16 @@ impl Shared {
         self.local.broadcast(from, message);
     }
 
+    pub fn has_others(&self) -> bool {
+        !self.state().links.is_empty()
+    }
+
+    /// All workers of that server hear it: which one it concerns is in the message.
+    pub fn to_other(&self, to: GatewayId, message: ToGateway) {
+        let state = self.state();
+        self.push(&state, to.server(), Item::Notice { message }, false);
+    }
+
     pub fn to_others(&self, message: &ToGateway) {
         for link in self.state().links.values() {
             let item = Item::Notice {

@@ -322,6 +322,7 @@ enums! {
         9 => Interested { request, digest, heads },
         10 => BlockChanged { user, other, is_blocked },
         11 => Delayed { user, conversation, seq },
+        12 => Replaced { session },
     }
     To {
         0 => All,

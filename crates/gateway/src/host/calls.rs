@@ -298,7 +298,7 @@ impl Outbound for Out<'_> {
                 let sessions = registry.sessions_of(entry.user).await?;
                 for old in sessions.iter().take_while(|s| s.session != entry.session) {
                     if old.device == entry.device {
-                        gateways.end_session(old.gateway, old.session, CloseCode::Replaced);
+                        gateways.replace_session(old.gateway, old.session);
                     }
                 }
             }

@@ -57,14 +57,23 @@ impl Gateways {
     }
 
     /// Drains all workers: clients are told to come back, taken sends are answered, sessions close,
-    /// and within 10 s each worker's `run` returns.
-    pub fn drain(&self) {
-        self.all(|inbox| inbox.push(Input::Drain));
+    /// and within 10 s each worker's `run` returns. Where there are other servers each session is
+    /// served until it was told to leave, which takes so much longer: answers whether it is so.
+    pub fn drain(&self) -> bool {
+        let in_turn = self.peers.has_others();
+        self.all(|inbox| inbox.push(Input::Drain(in_turn)));
+        in_turn
     }
 
-    /// Ends one session of a worker here; nothing happens if there is no such worker.
-    pub fn end_session(&self, gateway: GatewayId, session: SessionId, code: CloseCode) {
-        self.one(gateway, |inbox| inbox.push(Input::End(session, code)));
+    /// Ends a session, wherever it is, since its device has a newer one (4005).
+    pub fn replace_session(&self, gateway: GatewayId, session: SessionId) {
+        let ended = self.one(gateway, |inbox| {
+            inbox.push(Input::End(session, CloseCode::Replaced));
+        });
+        if !ended {
+            self.peers
+                .to_other(gateway, ToGateway::Replaced { session });
+        }
     }
 
     /// Tells a worker of changes in the presence of users it watches.
@@ -153,11 +162,14 @@ impl Gateways {
         }
     }
 
-    fn one(&self, gateway: GatewayId, tell: impl FnOnce(&Inbox)) {
+    /// False: there is no such worker here.
+    fn one(&self, gateway: GatewayId, tell: impl FnOnce(&Inbox)) -> bool {
         let inboxes = self.inboxes.read().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, inbox)) = inboxes.iter().find(|(id, _)| *id == gateway) {
-            tell(inbox);
-        }
+        let Some((_, inbox)) = inboxes.iter().find(|(id, _)| *id == gateway) else {
+            return false;
+        };
+        tell(inbox);
+        true
     }
 }
 

@@ -28,7 +28,8 @@ pub(super) enum Input {
     End(SessionId, CloseCode),
     /// A message of this user waits.
     Delayed(UserId, ConversationId, Seq),
-    Drain,
+    /// Whether sessions are served until they were told to leave.
+    Drain(bool),
 }
 
 /// A worker's inbox. Answers are bounded by the calls under way, which the core and the ports

@@ -37,7 +37,7 @@ pub struct GatewayMetrics {
     pub connections: AtomicI64,
     /// Upgrades that came through (`chat_connection_attempts_total`).
     pub attempts: AtomicU64,
-    /// Sessions that ended without having authenticated (`chat_connection_failures_total`).
+    /// Connections that were refused, closed or left while signing in (`chat_connection_failures_total`).
     pub failures: AtomicU64,
     /// Authenticated sessions open now (`chat_sessions_active`).
     pub sessions: AtomicI64,

@@ -64,7 +64,7 @@ use opening::Load;
 use rates::Rates;
 use reads::Request;
 use send::Sending;
-use session::{CLOSING, LAGGING, READY, Sessions};
+use session::{AUTHENTICATING, CLOSING, LAGGING, READY, Sessions};
 
 /// Everything one worker knows.
 pub struct GatewayCore {
@@ -118,6 +118,8 @@ pub struct GatewayCore {
     tracking: tracking::Scan,
     /// Since when the worker drains; 0: it doesn't.
     draining: Micros,
+    /// While it drains, sessions are served until they were told to leave.
+    leave_in_turn: bool,
     /// Heartbeats without heads, with a ping behind, by format.
     beats: [Option<Bytes>; 2],
 }
@@ -159,6 +161,7 @@ impl GatewayCore {
             unflushed: Vec::new(),
             tracking: tracking::Scan::default(),
             draining: 0,
+            leave_in_turn: false,
             beats: Default::default(),
         }
     }
@@ -189,12 +192,14 @@ impl GatewayCore {
             return;
         };
         let (id, user, ready) = (session.id, session.user, session.is(READY));
+        // Who left without a word, as a balancer's check does, has failed at nothing.
+        let failed = session.is(CLOSING) || session.is(AUTHENTICATING);
         let joined: Vec<u32> = session.joined.iter().map(|j| j.conversation).collect();
         shift(&self.metrics.connections, -1);
         if ready {
             shift(&self.metrics.sessions, -1);
             out.remove_session(user, id, self.now);
-        } else {
+        } else if failed {
             add(&self.metrics.failures, 1);
         }
         self.unwatch(slot);
@@ -246,6 +251,9 @@ impl GatewayCore {
                 conversation,
                 seq,
             } => self.delayed(out, user, conversation, seq),
+            ToGateway::Replaced { session } => {
+                self.end_session(out, session, CloseCode::Replaced);
+            }
             ToGateway::TookOver { partition } => self.took_over(out, partition),
             ToGateway::Interested {
                 request,
@@ -324,13 +332,14 @@ impl GatewayCore {
 
     /// Tells every client to come back elsewhere, spread over time. [`GatewayCore::tick`] closes
     /// the sessions once the sends that were taken are answered.
-    pub fn drain_begin<O: Outbound>(&mut self, out: &mut O) {
+    /// With `in_turn` they are served until then, since they have another server to go to.
+    pub fn drain_begin<O: Outbound>(&mut self, out: &mut O, in_turn: bool) {
         self.now = out.now();
         if self.draining != 0 {
             return;
         }
         self.draining = self.now.max(1);
-        let spread = self.settings.drain_spread / 1000;
+        self.leave_in_turn = in_turn;
         let slots: Vec<(Slot, SessionId)> = self
             .sessions
             .iter()
@@ -338,7 +347,7 @@ impl GatewayCore {
             .map(|(slot, s)| (slot, s.id))
             .collect();
         for (slot, id) in slots {
-            let after_ms = (session::hash(0, id.0) % spread.max(1)) as u32;
+            let after_ms = (self.leaves_after(id) / 1000) as u32;
             self.update(
                 out,
                 slot,
@@ -346,6 +355,11 @@ impl GatewayCore {
                 update::Update::Reconnect(wire::Reconnect { after_ms }),
             );
         }
+    }
+
+    /// How long after the drain began a session is to leave.
+    fn leaves_after(&self, session: SessionId) -> Micros {
+        session::hash(0, session.0) % self.settings.drain_spread.max(1)
     }
 
     // What all parts use.

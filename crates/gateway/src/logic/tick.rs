@@ -15,7 +15,7 @@ use super::frames::Pack;
 use super::index::GATED;
 use super::metrics::add;
 use super::outbound::{Outbound, Slot};
-use super::session::{CLOSING, LAGGING, READY, REAUTH_TOLD, SYNCED, hash, seconds};
+use super::session::{CLOSING, LAGGING, READY, REAUTH_TOLD, SYNCED, Session, hash, seconds};
 use super::settings::SECOND;
 use crate::ws::{Opcode, server_frame};
 
@@ -56,12 +56,21 @@ impl GatewayCore {
     }
 
     fn tick_drain<O: Outbound>(&mut self, out: &mut O) {
-        if self.draining == 0
-            || !(self.sending.is_settled() || self.now >= self.draining + DRAIN_ANSWERS)
+        if self.draining == 0 {
+            return;
+        }
+        if !self.leave_in_turn
+            && !(self.sending.is_settled() || self.now >= self.draining + DRAIN_ANSWERS)
         {
             return;
         }
-        let slots: Vec<Slot> = self.sessions.iter().map(|(slot, _)| slot).collect();
+        let leaves = |session: &Session| {
+            !self.leave_in_turn
+                || !session.is(READY)
+                || self.draining + self.leaves_after(session.id) <= self.now
+        };
+        let leaving = self.sessions.iter().filter(|(_, s)| leaves(s));
+        let slots: Vec<Slot> = leaving.map(|(slot, _)| slot).collect();
         for slot in slots {
             self.close(out, slot, CloseCode::Restart);
         }

@@ -1,5 +1,7 @@
 //! What a worker is told once, when it starts.
 
+use std::net::IpAddr;
+
 use crate::ws::Limits;
 use crate::ws::handshake::Policy;
 
@@ -41,11 +43,18 @@ pub struct WorkerConfig {
     /// Whether unencrypted connections of other machines are taken: only behind a proxy that ends
     /// TLS (row 40).
     pub plain_from_outside: bool,
+    /// Addresses of proxies: who connects through them is who they say in `X-Forwarded-For`.
+    pub proxies: Vec<IpAddr>,
 }
 
 impl WorkerConfig {
+    /// Whether it is a proxy's address.
+    pub(super) fn is_proxy(&self, peer: IpAddr) -> bool {
+        self.proxies.contains(&peer.to_canonical())
+    }
+
     /// Whether a connection may be taken at all: encrypted, of this machine, or by configuration.
-    pub(super) fn admits(&self, is_tls: bool, peer: std::net::IpAddr) -> bool {
+    pub(super) fn admits(&self, is_tls: bool, peer: IpAddr) -> bool {
         is_tls || self.plain_from_outside || peer.to_canonical().is_loopback()
     }
 }
@@ -71,6 +80,7 @@ impl Default for WorkerConfig {
             read_turn_bytes_max: 256 << 10,
             accepts_turn_max: 64,
             plain_from_outside: false,
+            proxies: Vec::new(),
         }
     }
 }

@@ -307,7 +307,8 @@ impl<H: Handler> Worker<H> {
         if !self.io.config.admits(self.tls.is_some(), peer.ip()) {
             return self.refuse(stream, 403);
         }
-        let unproven = match self.io.pool.admit(peer.ip()) {
+        let is_proxy = self.io.config.is_proxy(peer.ip());
+        let unproven = match self.io.pool.admit(peer.ip(), is_proxy) {
             Ok(unproven) => unproven,
             Err(status) => return self.refuse(stream, status),
         };

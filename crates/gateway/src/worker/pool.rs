@@ -24,6 +24,8 @@ pub struct Pool {
 pub(super) enum Unproven {
     /// Counted in both limits for the unauthenticated.
     Counted(IpAddr),
+    /// Counted in the limit of all: it comes through a proxy, which has yet to say from where.
+    Proxied,
     /// A loopback peer that the configuration exempts.
     Exempt,
 }
@@ -61,7 +63,7 @@ impl Pool {
     }
 
     /// Counts a new connection, or names the status it is refused with.
-    pub(super) fn admit(&self, ip: IpAddr) -> Result<Unproven, u16> {
+    pub(super) fn admit(&self, ip: IpAddr, is_proxy: bool) -> Result<Unproven, u16> {
         let ip = ip.to_canonical();
         if self.connections.fetch_add(1, Ordering::Relaxed) >= self.limits.connections_max {
             self.connections.fetch_sub(1, Ordering::Relaxed);
@@ -75,13 +77,22 @@ impl Pool {
             self.leave();
             return Err(503);
         }
-        let key = network(ip);
+        if is_proxy {
+            return Ok(Unproven::Proxied);
+        }
+        self.count(ip).inspect_err(|_| {
+            self.unauthenticated.fetch_sub(1, Ordering::Relaxed);
+            self.leave();
+        })
+    }
+
+    /// Counts one that is in the limit of all for its address, too, or names the status it is
+    /// refused with.
+    pub(super) fn count(&self, ip: IpAddr) -> Result<Unproven, u16> {
+        let key = network(ip.to_canonical());
         let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
         let count = per_ip.entry(key).or_default();
         if *count >= self.limits.unauthenticated_per_ip_max {
-            drop(per_ip);
-            self.unauthenticated.fetch_sub(1, Ordering::Relaxed);
-            self.leave();
             return Err(429);
         }
         *count += 1;
@@ -90,10 +101,13 @@ impl Pool {
 
     /// A connection is no longer unauthenticated.
     pub(super) fn proven(&self, unproven: Unproven) {
+        if unproven == Unproven::Exempt {
+            return;
+        }
+        self.unauthenticated.fetch_sub(1, Ordering::Relaxed);
         let Unproven::Counted(key) = unproven else {
             return;
         };
-        self.unauthenticated.fetch_sub(1, Ordering::Relaxed);
         let mut per_ip = self.per_ip.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = per_ip.get_mut(&key) {
             *count -= 1;
@@ -132,19 +146,41 @@ mod tests {
             ..PoolLimits::of(40)
         };
         let pool = Pool::new(limits);
-        let first = pool.admit(ip("10.0.0.1")).expect("first");
-        pool.admit(ip("::ffff:10.0.0.1"))
-            .expect("the same address, second");
-        assert_eq!(pool.admit(ip("10.0.0.1")), Err(429));
-        pool.admit(ip("2001:db8::1")).expect("another");
-        pool.admit(ip("2001:db8::ffff")).expect("its neighbour");
-        assert_eq!(pool.admit(ip("10.0.0.2")), Err(503), "4 of 40 is a tenth");
+        let admit = |address| pool.admit(ip(address), false);
+        let first = admit("10.0.0.1").expect("first");
+        admit("::ffff:10.0.0.1").expect("the same address, second");
+        assert_eq!(admit("10.0.0.1"), Err(429));
+        admit("2001:db8::1").expect("another");
+        admit("2001:db8::ffff").expect("its neighbour");
+        assert_eq!(admit("10.0.0.2"), Err(503), "4 of 40 is a tenth");
         assert_eq!((pool.connections(), pool.unauthenticated()), (4, 4));
 
         pool.proven(first);
-        assert_eq!(pool.admit(ip("2001:db8::2")), Err(429));
-        pool.admit(ip("10.0.0.1")).expect("room again");
+        assert_eq!(admit("2001:db8::2"), Err(429));
+        admit("10.0.0.1").expect("room again");
         assert_eq!((pool.connections(), pool.unauthenticated()), (5, 4));
+    }
+
+    #[test]
+    fn who_comes_through_a_proxy_counts_for_the_address_it_names() {
+        let limits = PoolLimits {
+            unauthenticated_per_ip_max: 1,
+            ..PoolLimits::of(40)
+        };
+        let pool = Pool::new(limits);
+        let [first, second] = [(); 2].map(|()| pool.admit(ip("10.0.0.9"), true));
+        assert_eq!(
+            (first, second),
+            (Ok(Unproven::Proxied), Ok(Unproven::Proxied))
+        );
+        let named = pool
+            .count(ip("10.0.0.1"))
+            .expect("the first of its address");
+        assert_eq!(pool.count(ip("10.0.0.1")), Err(429));
+        pool.proven(named);
+        pool.proven(Unproven::Proxied);
+        assert_eq!(pool.unauthenticated(), 0);
+        assert!(pool.count(ip("10.0.0.1")).is_ok());
     }
 
     #[test]
@@ -155,8 +191,8 @@ mod tests {
         };
         let pool = Pool::new(limits);
         for _ in 0..30 {
-            assert_eq!(pool.admit(ip("127.0.0.9")), Ok(Unproven::Exempt));
+            assert_eq!(pool.admit(ip("127.0.0.9"), false), Ok(Unproven::Exempt));
         }
-        assert_eq!(pool.admit(ip("127.0.0.1")), Err(503));
+        assert_eq!(pool.admit(ip("127.0.0.1"), false), Err(503));
     }
 }

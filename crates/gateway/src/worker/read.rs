@@ -6,9 +6,10 @@ use bytes::Bytes;
 
 use super::conn::{AGAIN, PAUSED, Phase, READABLE};
 use super::handler::{CloseReason, HandedOver, Handler, OpenInfo, Token};
+use super::pool::Unproven;
 use super::stats::add;
 use super::{Worker, conn};
-use crate::http_head::{HeadError, RequestHead, find_end, header_room, refusal};
+use crate::http_head::{HeadError, RequestHead, find_end, forwarded_for, header_room, refusal};
 use crate::ws::Event;
 use crate::ws::handshake::{Refusal, Upgrade};
 
@@ -221,12 +222,14 @@ impl<H: Handler> Worker<H> {
     /// A whole request head: `received[..end]`.
     fn request(&mut self, token: Token, received: &mut [u8], end: usize) {
         let config = std::sync::Arc::clone(&self.io.config);
+        let pool = std::sync::Arc::clone(&self.io.pool);
         let Some(conn) = self.io.conn_mut(token) else {
             return;
         };
-        let Some(peer) = conn.rare.as_ref().map(|rare| rare.peer) else {
+        let Some(rare) = conn.rare.as_ref() else {
             return;
         };
+        let (mut peer, is_proxied) = (rare.peer, rare.unproven == Some(Unproven::Proxied));
         let is_tls = conn.tls.is_some();
         let mut room = header_room();
         let head = match RequestHead::parse(&received[..end], &mut room) {
@@ -247,6 +250,17 @@ impl<H: Handler> Worker<H> {
             Ok(upgrade) => upgrade,
             Err(refused) => return self.refuse_head(token, refused.status()),
         };
+        if is_proxied && let Some(ip) = head.all("x-forwarded-for").last().and_then(forwarded_for) {
+            match pool.count(ip) {
+                Err(status) => return self.refuse_head(token, status),
+                Ok(counted) => {
+                    if let Some(rare) = &mut conn.rare {
+                        rare.unproven = Some(counted);
+                    }
+                }
+            }
+            peer = (ip, 0).into();
+        }
         let query = head.query.unwrap_or_default();
         let info = OpenInfo {
             peer,

@@ -150,14 +150,18 @@ impl Upgrade {
     }
 }
 
-/// Only a single-use ticket may travel in a URL: URLs end up in logs and histories.
+/// Only a single-use ticket may travel in a URL: URLs end up in logs and histories. A user's id is
+/// no secret; balancers read it, and here it says nothing.
 fn check_query(query: Option<&str>) -> Result<(), Refusal> {
     let Some(query) = query else { return Ok(()) };
-    let is_ticket = |pair: &str| pair.is_empty() || pair.starts_with("ticket=");
-    if query.split('&').all(is_ticket) {
+    let is_known =
+        |pair: &str| pair.is_empty() || pair.starts_with("ticket=") || pair.starts_with("user=");
+    if query.split('&').all(is_known) {
         Ok(())
     } else {
-        Err(Refusal::Malformed("only a ticket may be in the query"))
+        Err(Refusal::Malformed(
+            "only a ticket and a user may be in the query",
+        ))
     }
 }
 
@@ -286,6 +290,7 @@ mod tests {
                 Some(400),
             ),
             ("ticket", plain.replace("/v1/ws", "/v1/ws?ticket=abc"), None),
+            ("user", plain.replace("/v1/ws", "/v1/ws?user=0a"), None),
         ] {
             assert_eq!(upgrade(&request).err(), expected, "{name}");
         }

@@ -8,7 +8,7 @@ mod load;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -81,6 +81,9 @@ pub struct Server {
     pub tls_key: String,
     /// Whether plain connections of other machines are taken: only behind a proxy that ends TLS.
     pub plain_from_outside: bool,
+    /// Addresses of the proxies in front; who connects through them is who they name last in
+    /// `X-Forwarded-For`. Without it all their clients share the limits of one address.
+    pub proxies: Vec<IpAddr>,
     /// Origins of pages that may open a WebSocket, beside the server's own; exact, e.g. `https://app.example.com`.
     pub origins: Vec<String>,
     /// Gateway workers; 0: one a core.
@@ -102,6 +105,7 @@ impl Default for Server {
             tls_certificate: String::new(),
             tls_key: String::new(),
             plain_from_outside: false,
+            proxies: Vec::new(),
             origins: Vec::new(),
             workers: 0,
             connections_max: 100_000,

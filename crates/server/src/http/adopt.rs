@@ -4,7 +4,7 @@
 //! and TLS state come here, and an HTTP server goes on as if it had read them itself.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -15,13 +15,14 @@ use axum::extract::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConnection;
+use tidings_gateway::http_head::forwarded_for;
 use tidings_gateway::worker::{HandedOver, HttpHandoff};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
-/// The other end of a request's connection.
+/// Whose request it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
@@ -36,17 +37,24 @@ const CONNECTIONS_MAX: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// What workers are given: it hands connections to `router` on `runtime`.
-pub fn adopter(router: Router, runtime: tokio::runtime::Handle) -> impl Fn() -> HttpHandoff {
+pub fn adopter(
+    router: Router,
+    runtime: tokio::runtime::Handle,
+    proxies: Vec<IpAddr>,
+) -> impl Fn() -> HttpHandoff {
+    let proxies: Arc<[IpAddr]> = proxies.into();
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     move || {
         let (router, runtime, places) = (router.clone(), runtime.clone(), places.clone());
+        let proxies = proxies.clone();
         Box::new(move |connection: HandedOver| {
             let Ok(place) = places.clone().try_acquire_owned() else {
                 return;
             };
             let router = router.clone();
+            let is_proxy = proxies.contains(&connection.peer.ip().to_canonical());
             runtime.spawn(async move {
-                if let Err(error) = serve(connection, router).await {
+                if let Err(error) = serve(connection, is_proxy, router).await {
                     tracing::debug!(%error, "an HTTP connection ended");
                 }
                 drop(place);
@@ -57,6 +65,7 @@ pub fn adopter(router: Router, runtime: tokio::runtime::Handle) -> impl Fn() -> 
 
 async fn serve(
     connection: HandedOver,
+    is_proxy: bool,
     router: Router,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let HandedOver {
@@ -78,6 +87,12 @@ async fn serve(
         socket,
     });
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
+        // A proxy's connections carry requests of many clients, one after the other.
+        let named = request.headers().get_all("x-forwarded-for").iter().last();
+        let peer = match named.and_then(|v| forwarded_for(v.as_bytes())) {
+            Some(ip) if is_proxy => (ip, 0).into(),
+            _ => peer,
+        };
         request.extensions_mut().insert(Peer(peer));
         if is_tls {
             request.extensions_mut().insert(OverTls);

@@ -231,6 +231,9 @@ fn to_gateway() -> impl Strategy<Value = ToGateway> {
             conversation: ConversationId(c),
             seq,
         }),
+        any::<u64>().prop_map(|session| ToGateway::Replaced {
+            session: SessionId(session),
+        }),
         any::<(u64, u64, bool)>().prop_map(|(c, user, on)| ToGateway::Typing {
             conversation: ConversationId(c),
             user: UserId(user),

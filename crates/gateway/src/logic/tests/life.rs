@@ -45,6 +45,9 @@ fn who_says_nothing_for_five_seconds_is_closed() {
     world.pass(1);
     assert_eq!(world.closed(slot), Some(CloseCode::Policy));
     assert_eq!(world.metric(|m| &m.failures), 1);
+    let slot = world.connect(Format::Proto);
+    world.hang_up(slot);
+    assert_eq!(world.metric(|m| &m.failures), 1, "left without a word");
 }
 
 #[test]
@@ -480,12 +483,40 @@ fn what_is_not_the_users_looks_like_what_does_not_exist() {
 }
 
 #[test]
+fn where_others_are_there_sessions_are_served_until_they_were_told_to_leave() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    let slot = world.online(1);
+    let silent = world.connect(Format::Proto);
+    world.core.drain_begin(&mut world.out, true);
+    let updates = world.take(slot);
+    let told = updates.iter().find_map(|u| match u {
+        Update::Reconnect(r) => Some(u64::from(r.after_ms)),
+        _ => None,
+    });
+    let seconds = told.expect("told when to come back") / 1000;
+    world.pass(1);
+    assert_eq!(world.closed(silent), Some(CloseCode::Restart));
+    for _ in 1..seconds {
+        world.pass(1);
+        assert_eq!(world.closed(slot), None);
+    }
+    world.send(slot, room);
+    world.settle();
+    let updates = world.take(slot);
+    assert!(updates.iter().any(|u| matches!(u, Update::Ack(_))));
+    world.pass(2);
+    assert_eq!(world.closed(slot), Some(CloseCode::Restart));
+    assert!(world.core.is_drained());
+}
+
+#[test]
 fn a_draining_worker_answers_what_it_took_and_sends_clients_away() {
     let mut world = World::new();
     let room = world.room(5, &[1, 2, 3, 4]);
     let slots: Vec<_> = (1..=4).map(|user| world.online(user)).collect();
     world.send(slots[0], room);
-    world.core.drain_begin(&mut world.out);
+    world.core.drain_begin(&mut world.out, false);
     let mut afters: Vec<u32> = Vec::new();
     for &slot in &slots {
         let updates = world.take(slot);

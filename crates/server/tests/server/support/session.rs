@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use tungstenite::client::IntoClientRequest;
 use tungstenite::{Message, WebSocket};
@@ -74,7 +76,14 @@ impl Session {
 
     /// Connects and signs in.
     pub fn sign_in(address: SocketAddr, token: &str) -> Session {
-        let mut session = Session::connect(address);
+        // As clients do: a balancer sends all of a user's connections to the same server.
+        let user = token.strip_prefix("tac_").and_then(|t| {
+            let first = URL_SAFE_NO_PAD.decode(t.get(..12)?).ok()?;
+            Some(u64::from_be_bytes(first.get(..8)?.try_into().ok()?))
+        });
+        let query = user.map_or_else(String::new, |user| format!("?user={user:016x}"));
+        let url = format!("ws://{address}/v1/ws{query}");
+        let mut session = Session::over(Box::new(connect(address)), &url);
         session.auth(token);
         session.ready = session.until("ready");
         session
