@@ -9,9 +9,26 @@ use std::process::Command;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_tidings");
 
-/// Whether this isn't the binary alone.
-pub fn is_another() -> bool {
-    std::env::var_os("TIDINGS_TEST_PROGRAM").is_some()
+/// Why something can't be tested where the program isn't one server alone. All there is of it.
+#[derive(Clone, Copy)]
+pub enum Alone {
+    /// It looks into the embedded data folder, or opens it twice: others have none.
+    Folder,
+    /// A balancer reads requests first: it mends bare line feeds, which RFC 9112 (2.2) allows.
+    Bytes,
+}
+
+/// Whether the program is the binary alone; else says what isn't tested.
+pub fn is_alone(why: Alone) -> bool {
+    let another = std::env::var_os("TIDINGS_TEST_PROGRAM");
+    if let Some(program) = &another {
+        let what = match why {
+            Alone::Folder => "the embedded folder",
+            Alone::Bytes => "bare line feeds",
+        };
+        println!("not tested with {}: {what}", program.display());
+    }
+    another.is_none()
 }
 
 /// Its path.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::support::program::{Alone, is_alone};
 use crate::support::{Session, Setup, Shop};
 
 #[test]
@@ -97,6 +98,9 @@ fn no_token_password_or_body_is_in_the_log_at_its_most_talkative() {
 
 #[test]
 fn the_data_folder_is_its_owners_alone() {
+    if !is_alone(Alone::Folder) {
+        return;
+    }
     let mut server = Setup::new().start();
     let [anna] = server.people();
     server.session(&anna);

@@ -3,6 +3,7 @@
 use std::process::Output;
 
 use crate::support::process::tidings;
+use crate::support::program::{Alone, is_alone};
 use crate::support::{Server, Setup};
 
 fn text(output: &Output) -> (String, String) {
@@ -139,6 +140,9 @@ fn a_port_in_use_is_one_clear_line() {
 
 #[test]
 fn data_that_another_server_has_open_is_one_clear_line() {
+    if !is_alone(Alone::Folder) {
+        return;
+    }
     let server = Server::start();
     let mut command = tidings(server.folder());
     command.env("RUST_LOG", "error");
