@@ -118,6 +118,7 @@ pub struct GatewayCore {
     tracking: tracking::Scan,
     /// Since when the worker drains; 0: it doesn't.
     draining: Micros,
+    early_cursors: Vec<receipts::EarlyCursor>,
     /// While it drains, sessions are served until they were told to leave.
     leave_in_turn: bool,
     /// Heartbeats without heads, with a ping behind, by format.
@@ -161,6 +162,7 @@ impl GatewayCore {
             unflushed: Vec::new(),
             tracking: tracking::Scan::default(),
             draining: 0,
+            early_cursors: Vec::new(),
             leave_in_turn: false,
             beats: Default::default(),
         }
@@ -311,6 +313,7 @@ impl GatewayCore {
         self.flush_packs(out);
         self.flush_sends(out);
         self.flush_handed(out);
+        self.settle_early_cursors(out, false);
         // A turn takes along what came at the same time; the router gathers over time.
         self.flush_cursors(out);
     }

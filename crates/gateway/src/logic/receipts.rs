@@ -1,6 +1,6 @@
 //! Cursors from clients, receipts to clients, and typing.
 
-use tidings_core::ids::{ConversationId, Seq, UserId};
+use tidings_core::ids::{ConversationId, Micros, Seq, SessionId, UserId};
 use tidings_core::ports::peers::ToRouter;
 use tidings_core::rows::CursorRow;
 use tidings_protocol::wire::{self, update};
@@ -18,6 +18,26 @@ const TYPING_SESSIONS_MAX: usize = 256;
 
 /// Cursors kept between two flushes; one more is flushed at once.
 const CURSORS_MAX: usize = 64 << 10;
+
+/// Cursors beyond the head known here that wait for it; one more is refused at once.
+const EARLY_CURSORS_MAX: usize = 4096;
+
+/// With more of them than this they wait for the next tick.
+const EARLY_CURSORS_FEW: usize = 64;
+
+/// How long they wait. An event is on its way to each gateway for itself: who has heard of a message
+/// elsewhere, or has synced it, may be ahead of this one.
+const EARLY_WITHIN: Micros = 1_000_000;
+
+/// A cursor that is ahead of what this gateway has heard.
+pub(super) struct EarlyCursor {
+    session: SessionId,
+    r#ref: u64,
+    conversation: ConversationId,
+    seq: Seq,
+    is_read: bool,
+    until: Micros,
+}
 
 /// Cursors in one message to a router.
 const CURSORS_PER_MESSAGE: usize = 1_000;
@@ -84,19 +104,20 @@ impl GatewayCore {
         let c = self.index.get(at);
         let head_seen = c.head_seen;
         if seq > c.head() {
-            let refusal = Refusal::new(
-                ErrorCode::BadCursor,
-                "A cursor beyond the head of its conversation.",
+            let Some(session) = self.sessions.get(slot).map(|s| s.id) else {
+                return;
+            };
+            if self.early_cursors.len() >= EARLY_CURSORS_MAX {
+                return self.refuse_cursor(out, slot, r#ref, conversation);
+            }
+            return self.early_cursors.push(EarlyCursor {
+                session,
                 r#ref,
-            );
-            return self.refuse(
-                out,
-                slot,
-                Refusal {
-                    conversation,
-                    ..refusal
-                },
-            );
+                conversation,
+                seq,
+                is_read,
+                until: self.now + EARLY_WITHIN,
+            });
         }
         let Some(user) = self.sessions.get(slot).map(|s| s.user) else {
             return;
@@ -144,6 +165,48 @@ impl GatewayCore {
             &mut cursor.delivered
         };
         *moved = seq.max(*moved);
+    }
+
+    fn refuse_cursor<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        r#ref: u64,
+        conversation: ConversationId,
+    ) {
+        let refusal = Refusal::new(
+            ErrorCode::BadCursor,
+            "A cursor beyond the head of its conversation.",
+            r#ref,
+        );
+        let refusal = Refusal {
+            conversation,
+            ..refusal
+        };
+        self.refuse(out, slot, refusal);
+    }
+
+    /// Takes the early cursors whose heads have come, and refuses those that have waited long enough.
+    pub(super) fn settle_early_cursors<O: Outbound>(&mut self, out: &mut O, is_tick: bool) {
+        let early = self.early_cursors.len();
+        if early == 0 || (early > EARLY_CURSORS_FEW && !is_tick) {
+            return;
+        }
+        for one in std::mem::take(&mut self.early_cursors) {
+            let Some(slot) = self.sessions.slot_of(one.session) else {
+                continue;
+            };
+            let at = self.index.find(one.conversation);
+            let is_here = at.is_none_or(|at| one.seq <= self.index.get(at).head());
+            let (r#ref, conversation) = (one.r#ref, one.conversation);
+            if is_here {
+                self.cursor_moved(out, slot, r#ref, conversation, one.seq, one.is_read);
+            } else if one.until <= self.now {
+                self.refuse_cursor(out, slot, r#ref, conversation);
+            } else {
+                self.early_cursors.push(one);
+            }
+        }
     }
 
     /// All cursors that moved since the last flush go to their routers.

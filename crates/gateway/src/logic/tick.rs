@@ -46,22 +46,31 @@ impl GatewayCore {
         if self.opens == 0 && !self.early.is_empty() {
             self.early = HashMap::new();
         }
-        self.flush_cursors(out);
+        self.settle_early_cursors(out, true);
         self.turn_end(out);
     }
 
-    /// Whether a draining worker has nothing left to do.
+    /// Whether a draining worker has nothing left to do. An answer may have been lost with the server
+    /// that gave it: its sender asks again, elsewhere.
     pub fn is_drained(&self) -> bool {
-        self.draining != 0 && self.sessions.count == 0 && self.sending.is_settled()
+        self.draining != 0
+            && self.sessions.count == 0
+            && (self.sending.is_settled() || self.now >= self.answers_until())
+    }
+
+    fn answers_until(&self) -> Micros {
+        let leaving = match self.leave_in_turn {
+            true => self.settings.drain_spread,
+            false => 0,
+        };
+        self.draining + leaving + DRAIN_ANSWERS
     }
 
     fn tick_drain<O: Outbound>(&mut self, out: &mut O) {
         if self.draining == 0 {
             return;
         }
-        if !self.leave_in_turn
-            && !(self.sending.is_settled() || self.now >= self.draining + DRAIN_ANSWERS)
-        {
+        if !self.leave_in_turn && !(self.sending.is_settled() || self.now >= self.answers_until()) {
             return;
         }
         let leaves = |session: &Session| {

@@ -14,7 +14,8 @@ const BINARY: &str = env!("CARGO_BIN_EXE_tidings");
 pub enum Alone {
     /// It looks into the embedded data folder, or opens it twice: others have none.
     Folder,
-    /// A balancer reads requests first: it mends bare line feeds, which RFC 9112 (2.2) allows.
+    /// A balancer reads requests first: it mends bare line feeds and folded headers, which RFC
+    /// 9112 (2.2, 5.2) allows.
     Bytes,
 }
 
@@ -24,7 +25,7 @@ pub fn is_alone(why: Alone) -> bool {
     if let Some(program) = &another {
         let what = match why {
             Alone::Folder => "the embedded folder",
-            Alone::Bytes => "bare line feeds",
+            Alone::Bytes => "bare line feeds, folded headers",
         };
         println!("not tested with {}: {what}", program.display());
     }

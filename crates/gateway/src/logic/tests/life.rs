@@ -468,6 +468,12 @@ fn what_is_not_the_users_looks_like_what_does_not_exist() {
     }
     assert_eq!(world.core.metrics().refusals(ErrorCode::Forbidden), 10);
     world.delivered(slot, mine, 9);
+    assert_eq!(
+        errors(&world.take(slot)),
+        [""; 0],
+        "what it names may be on its way"
+    );
+    world.pass(2);
     assert_eq!(errors(&world.take(slot)), ["bad_cursor"]);
     assert!(
         !world
