@@ -70,7 +70,8 @@ impl GatewayCore {
         if self.draining == 0 {
             return;
         }
-        if !self.leave_in_turn && !(self.sending.is_settled() || self.now >= self.answers_until()) {
+        let waits = !self.sending.is_settled() && self.now < self.answers_until();
+        if waits && !self.leave_in_turn {
             return;
         }
         let leaves = |session: &Session| {

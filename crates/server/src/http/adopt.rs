@@ -92,7 +92,11 @@ async fn serve(
     });
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         // A proxy's connections carry requests of many clients, one after the other.
-        let named = request.headers().get_all("x-forwarded-for").iter().last();
+        let named = request
+            .headers()
+            .get_all("x-forwarded-for")
+            .iter()
+            .next_back();
         let peer = match named.and_then(|v| forwarded_for(v.as_bytes())) {
             Some(ip) if is_proxy => (ip, 0).into(),
             _ => peer,
