@@ -307,6 +307,7 @@ impl Routed {
         };
         let (low, high) = (from.max(grant.visible_from), to.min(last));
         let mut rows = Vec::new();
+        let mut empty_tails = 0;
         while low + rows.len() as u64 <= high {
             let next = low + rows.len() as u64;
             let read = tokio::time::timeout(
@@ -331,7 +332,12 @@ impl Routed {
                         .filter(|row| row.seq <= high)
                         .map(|row| (**row).clone()),
                 );
-                if rows.len() == known {
+                // What neither had may have been stored between the two questions: once more.
+                empty_tails = match rows.len() == known {
+                    true => empty_tails + 1,
+                    false => 0,
+                };
+                if empty_tails > 1 {
                     return Err(RoutedError::Unavailable);
                 }
             }
