@@ -380,6 +380,26 @@ fn a_full_disk_refuses_loses_nothing_and_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn a_segment_that_a_full_disk_left_half_made_is_no_hole() {
+    run(async {
+        let disk = SimDisk::new();
+        let log = open(&disk);
+        let mut written = Vec::new();
+        for n in 0..40 {
+            let record = record(&n.to_string(), 300);
+            written.push(record.payload.clone());
+            suite::append(&log, vec![record]).await.unwrap();
+        }
+        log.shutdown();
+        // As if making it had been refused when the log ended there, and smaller records still fitted.
+        let half = disk.open(&format!("log-{:016x}.seg", 3)).unwrap();
+        half.write_all_at(b"half", 0).unwrap();
+        let log = open(&disk);
+        assert_eq!(payloads_from(&log, at(0)).await, written);
+    });
+}
+
+#[test]
 fn a_failed_sync_ends_the_log_once_and_what_it_lost_is_never_reported() {
     run(async {
         for seed in 0..20 {

@@ -117,9 +117,17 @@ pub(super) fn recover(disk: &dyn Disk, salt_if_new: u64) -> Result<Recovered, Op
         .collect();
     firsts.sort_unstable();
 
-    let headless = headless_last(disk, &firsts)?;
-    if headless.is_some() {
-        firsts.pop();
+    let headless = match firsts.last() {
+        Some(&last) if is_headless(disk, last)? => firsts.pop(),
+        _ => None,
+    };
+    // One that a full disk refused in the making, while later records still fitted elsewhere. Whether
+    // a segment is missing is seen by what the others hold.
+    for first in std::mem::take(&mut firsts) {
+        match is_headless(disk, first)? {
+            true => disk.remove(&segment_name(first)).map_err(folder)?,
+            false => firsts.push(first),
+        }
     }
     // Trimming may have been cut short in any state of the names, so what lies wholly before
     // the committed position is passed over before the rest is asked to be without a hole.
@@ -244,20 +252,17 @@ pub(super) fn create_segment(
     Ok(Segment::empty(first, file))
 }
 
-/// The last segment if its header was never whole: then it was being made at the last end,
-/// since frames follow only a synced header.
-fn headless_last(disk: &dyn Disk, firsts: &[u64]) -> Result<Option<u64>, OpenError> {
-    let Some(first) = firsts.last().copied() else {
-        return Ok(None);
-    };
+/// Whether a segment's header was never whole: then it was being made, at the last end if it is the
+/// last one, and holds nothing, since frames follow only a synced header.
+fn is_headless(disk: &dyn Disk, first: u64) -> Result<bool, OpenError> {
     let name = segment_name(first);
     let step = |source| OpenError::disk(&name, source);
     let file = disk.open(&name).map_err(step)?;
     let len = file.len().map_err(step)?;
     if len > SEGMENT_HEADER_BYTES as u64 {
-        return Ok(None);
+        return Ok(false);
     }
-    Ok((read_header(&*file, len, &name)? == Err(Bad::Damaged)).then_some(first))
+    Ok(read_header(&*file, len, &name)? == Err(Bad::Damaged))
 }
 
 fn read_header(
