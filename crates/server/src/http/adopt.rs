@@ -17,7 +17,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConnection;
 use tidings_gateway::http_head::forwarded_for;
 use tidings_gateway::worker::{HandedOver, HttpHandoff};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tower::ServiceExt;
@@ -35,10 +35,6 @@ const CONNECTIONS_MAX: usize = 4096;
 
 /// How long a connection may take over a request's head, or wait between requests.
 const IDLE_MAX: Duration = Duration::from_secs(10);
-
-/// How long, and for how many bytes, a client may go on sending what was refused.
-const LINGER_MAX: Duration = Duration::from_secs(2);
-const LINGER_BYTES: u64 = 4 << 20;
 
 /// What workers are given: it hands connections to `router` on `runtime`.
 pub fn adopter(
@@ -107,20 +103,12 @@ async fn serve(
         }
         router.clone().oneshot(request)
     });
-    let ended = hyper::server::conn::http1::Builder::new()
+    hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(IDLE_MAX)
         .max_buf_size(64 << 10)
         .serve_connection(io, service)
-        .without_shutdown()
         .await?;
-    // Closed with a part of a refused body unread, the kernel would reset the connection, and the
-    // client might never see the answer that says why.
-    let mut socket = ended.io.into_inner();
-    socket.shutdown().await?;
-    let (mut rest, mut nowhere) = (socket.take(LINGER_BYTES), tokio::io::sink());
-    let read = tokio::io::copy(&mut rest, &mut nowhere);
-    _ = tokio::time::timeout(LINGER_MAX, read).await;
     Ok(())
 }
 
