@@ -108,7 +108,6 @@ pub fn worker(
         Arc::clone(&ports.local),
         Arc::clone(&ports.gateways),
     );
-    let drain_spread_ms = settings.drain_spread / 1000;
     let wake = Arc::clone(&inbox);
     let messages = peers.add_gateway(gateway, Box::new(move || wake.wake()));
     let host = Host {
@@ -119,7 +118,6 @@ pub fn worker(
         inputs: Vec::new(),
         batch: Vec::new(),
         drain_until: None,
-        drain_spread_ms,
         rest_at: 0,
     };
     let worker = Worker::new(parts, host)?;
@@ -138,7 +136,6 @@ pub struct Host {
     inputs: Vec<Input>,
     batch: Vec<ToGateway>,
     drain_until: Option<u64>,
-    drain_spread_ms: u64,
     /// When memory is given back next.
     rest_at: u64,
 }
@@ -182,13 +179,9 @@ impl Host {
                 self.core.delayed(out, user, conversation, seq);
             }
             Input::Drain(in_turn) => {
-                self.core.drain_begin(out, in_turn);
+                let served_ms = self.core.drain_begin(out, in_turn) / 1000;
                 io.begin_drain();
-                let wait = match in_turn {
-                    true => self.drain_spread_ms,
-                    false => 0,
-                };
-                let until = io.now_ms() + wait + DRAIN_MAX.as_millis() as u64;
+                let until = io.now_ms() + served_ms + DRAIN_MAX.as_millis() as u64;
                 self.drain_until.get_or_insert(until);
             }
         }

@@ -330,13 +330,13 @@ async fn read_back(store: &dyn Store, rows: &[CursorRow]) -> StoreResult<Vec<Cur
 async fn put_cursors(
     store: &dyn Store,
     partition: Partition,
-    rows: Vec<CursorRow>,
+    rows: &[CursorRow],
     check: bool,
 ) -> StoreResult<Vec<CursorRow>> {
-    store.put_cursors(partition, rows.clone()).await?;
+    store.put_cursors(partition, rows.to_vec()).await?;
     match check {
-        true => read_back(store, &rows).await,
-        false => Ok(rows),
+        true => read_back(store, rows).await,
+        false => Ok(rows.to_vec()),
     }
 }
 
@@ -360,7 +360,7 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
             )
         }),
         Effect::PutCursors { rows, check } => Box::pin(async move {
-            let put = put_cursors(&*store, partition, rows.clone(), check);
+            let put = put_cursors(&*store, partition, &rows, check);
             match within("put cursors", put).await {
                 Some(stored) => Input::CursorsStored(rows, stored),
                 None => Input::CursorsRefused(rows),

@@ -196,11 +196,7 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
         runtime: runtime.handle().clone(),
         clock: system::now,
     };
-    let adopter = http::adopter(
-        http::routes(app),
-        runtime.handle().clone(),
-        config.server.proxies.clone(),
-    );
+    let adopter = http::adopter(http::routes(app), runtime.handle().clone());
     let workers = Workers::start(config, &ports, (parts.server, parts.epoch), &adopter)?;
 
     let health = Arc::new(Health {

@@ -399,7 +399,9 @@ impl World {
         self.after(4 * SECOND, Event::GatewayEnds(gateway));
         let life = self.gateways[gateway].life;
         let in_turn = self.random.permille(500);
-        self.with_gateway(gateway, life, |core, out| core.drain_begin(out, in_turn));
+        self.with_gateway(gateway, life, |core, out| {
+            core.drain_begin(out, in_turn);
+        });
     }
 }
 

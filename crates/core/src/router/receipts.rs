@@ -19,7 +19,8 @@ pub(crate) struct Dirty {
     trusted: bool,
     /// The next rows are read back all the same.
     check: bool,
-    /// Rows on their way to the store; one write at a time, so that none is told after a later one.
+    /// Rows on their way to the store, in order; one write at a time, so that none is told after a
+    /// later one.
     flying: Vec<CursorRow>,
 }
 
@@ -121,8 +122,8 @@ impl Router {
             conversation.forget_cursors(|user| {
                 rows.contains_key(&(id, user))
                     || flying
-                        .iter()
-                        .any(|r| (r.conversation, r.user) == (id, user))
+                        .binary_search_by_key(&(id, user), |r| (r.conversation, r.user))
+                        .is_ok()
             });
         }
     }

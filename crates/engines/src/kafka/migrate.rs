@@ -65,12 +65,9 @@ impl Cluster<'_> {
     }
 
     fn wait_for(&self, topic: &str) -> Result<(), StartError> {
-        let until = Instant::now() + NEW_TOPIC;
-        while Instant::now() < until {
-            if self.look(topic)?.1.is_some_and(|topic| topic.led) {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(100));
+        let (_, found) = self.look_for(topic, NEW_TOPIC, |topic| topic.led)?;
+        if found.is_some_and(|topic| topic.led) {
+            return Ok(());
         }
         Err(StartError::away(
             "kafka.topic",

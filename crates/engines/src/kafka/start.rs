@@ -140,18 +140,28 @@ impl<'a> Cluster<'a> {
         ))
     }
 
+    /// What [`Cluster::look`] says once there is such a topic, or after this time.
+    pub(super) fn look_for(
+        &self,
+        topic: &str,
+        within: Duration,
+        is_so: impl Fn(&Topic) -> bool,
+    ) -> Result<(u32, Option<Topic>), StartError> {
+        let until = Instant::now() + within;
+        loop {
+            let seen = self.look(topic)?;
+            if seen.1.as_ref().is_some_and(&is_so) || Instant::now() >= until {
+                return Ok(seen);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// The shape of the topic: partitions, replicas, brokers.
     pub(super) fn check_shape(&self) -> Result<(), StartError> {
         let settings = self.settings;
         // The broker that answers may be the last to hear of a topic just made.
-        let until = Instant::now() + NEWS;
-        let (brokers, topic) = loop {
-            let seen = self.look(&settings.topic)?;
-            if seen.1.is_some() || Instant::now() >= until {
-                break seen;
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        };
+        let (brokers, topic) = self.look_for(&settings.topic, NEWS, |_| true)?;
         let Some(topic) = topic else {
             return Err(wrong(
                 "kafka.topic",

@@ -86,6 +86,8 @@ pub struct GatewayCore {
     blocks: HashMap<UserId, Box<[ConversationId]>>,
     /// Cursors that wait for the next flush.
     cursors: HashMap<(ConversationId, UserId), CursorRow>,
+    /// Those ahead of what was heard here.
+    early_cursors: Vec<receipts::EarlyCursor>,
     /// Events handed to sessions in this turn.
     handed: Vec<Handed>,
     /// Changes of members that were held back in conversations that are gone: others here may be
@@ -118,7 +120,6 @@ pub struct GatewayCore {
     tracking: tracking::Scan,
     /// Since when the worker drains; 0: it doesn't.
     draining: Micros,
-    early_cursors: Vec<receipts::EarlyCursor>,
     /// While it drains, sessions are served until they were told to leave.
     leave_in_turn: bool,
     /// Heartbeats without heads, with a ping behind, by format.
@@ -145,6 +146,7 @@ impl GatewayCore {
             loads: HashMap::new(),
             blocks: HashMap::new(),
             cursors: HashMap::new(),
+            early_cursors: Vec::new(),
             handed: Vec::new(),
             orphans: Vec::new(),
             closes: Vec::new(),
@@ -162,7 +164,6 @@ impl GatewayCore {
             unflushed: Vec::new(),
             tracking: tracking::Scan::default(),
             draining: 0,
-            early_cursors: Vec::new(),
             leave_in_turn: false,
             beats: Default::default(),
         }
@@ -335,11 +336,12 @@ impl GatewayCore {
 
     /// Tells every client to come back elsewhere, spread over time. [`GatewayCore::tick`] closes
     /// the sessions once the sends that were taken are answered.
-    /// With `in_turn` they are served until then, since they have another server to go to.
-    pub fn drain_begin<O: Outbound>(&mut self, out: &mut O, in_turn: bool) {
+    /// With `in_turn` they are served until then, since they have another server to go to: answers
+    /// for how long.
+    pub fn drain_begin<O: Outbound>(&mut self, out: &mut O, in_turn: bool) -> Micros {
         self.now = out.now();
         if self.draining != 0 {
-            return;
+            return self.served_for();
         }
         self.draining = self.now.max(1);
         self.leave_in_turn = in_turn;
@@ -357,6 +359,15 @@ impl GatewayCore {
                 0,
                 update::Update::Reconnect(wire::Reconnect { after_ms }),
             );
+        }
+        self.served_for()
+    }
+
+    /// How long after the drain began sessions are served.
+    fn served_for(&self) -> Micros {
+        match self.leave_in_turn {
+            true => self.settings.drain_spread,
+            false => 0,
         }
     }
 

@@ -59,11 +59,7 @@ impl GatewayCore {
     }
 
     fn answers_until(&self) -> Micros {
-        let leaving = match self.leave_in_turn {
-            true => self.settings.drain_spread,
-            false => 0,
-        };
-        self.draining + leaving + DRAIN_ANSWERS
+        self.draining + self.served_for() + DRAIN_ANSWERS
     }
 
     fn tick_drain<O: Outbound>(&mut self, out: &mut O) {

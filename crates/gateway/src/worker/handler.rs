@@ -143,6 +143,8 @@ pub struct HandedOver {
     pub stream: TcpStream,
     /// Its other end.
     pub peer: SocketAddr,
+    /// That is a proxy's: who asks stands in each request's `X-Forwarded-For`.
+    pub is_proxied: bool,
     /// What the client sent so far, decrypted: a whole request head and maybe more.
     pub received: Vec<u8>,
     /// The state of a TLS connection, its handshake done: what comes over `stream` belongs to it,

@@ -139,13 +139,16 @@ mod tests {
         text.parse().expect("an address")
     }
 
+    fn pool_of_40(unauthenticated_per_ip_max: u32) -> Pool {
+        Pool::new(PoolLimits {
+            unauthenticated_per_ip_max,
+            ..PoolLimits::of(40)
+        })
+    }
+
     #[test]
     fn each_limit_refuses_with_its_status_and_gives_back_what_it_counted() {
-        let limits = PoolLimits {
-            unauthenticated_per_ip_max: 2,
-            ..PoolLimits::of(40)
-        };
-        let pool = Pool::new(limits);
+        let pool = pool_of_40(2);
         let admit = |address| pool.admit(ip(address), false);
         let first = admit("10.0.0.1").expect("first");
         admit("::ffff:10.0.0.1").expect("the same address, second");
@@ -163,11 +166,7 @@ mod tests {
 
     #[test]
     fn who_comes_through_a_proxy_counts_for_the_address_it_names() {
-        let limits = PoolLimits {
-            unauthenticated_per_ip_max: 1,
-            ..PoolLimits::of(40)
-        };
-        let pool = Pool::new(limits);
+        let pool = pool_of_40(1);
         let [first, second] = [(); 2].map(|()| pool.admit(ip("10.0.0.9"), true));
         assert_eq!(
             (first, second),

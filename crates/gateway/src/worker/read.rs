@@ -297,6 +297,7 @@ impl<H: Handler> Worker<H> {
         (self.http)(HandedOver {
             stream: conn.stream.into(),
             peer: rare.peer,
+            is_proxied: self.io.config.is_proxy(rare.peer.ip()),
             received: rare.received,
             tls: conn.tls,
         });

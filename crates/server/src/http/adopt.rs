@@ -4,7 +4,7 @@
 //! and TLS state come here, and an HTTP server goes on as if it had read them itself.
 
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -37,24 +37,17 @@ const CONNECTIONS_MAX: usize = 4096;
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// What workers are given: it hands connections to `router` on `runtime`.
-pub fn adopter(
-    router: Router,
-    runtime: tokio::runtime::Handle,
-    proxies: Vec<IpAddr>,
-) -> impl Fn() -> HttpHandoff {
-    let proxies: Arc<[IpAddr]> = proxies.into();
+pub fn adopter(router: Router, runtime: tokio::runtime::Handle) -> impl Fn() -> HttpHandoff {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     move || {
         let (router, runtime, places) = (router.clone(), runtime.clone(), places.clone());
-        let proxies = proxies.clone();
         Box::new(move |connection: HandedOver| {
             let Ok(place) = places.clone().try_acquire_owned() else {
                 return;
             };
             let router = router.clone();
-            let is_proxy = proxies.contains(&connection.peer.ip().to_canonical());
             runtime.spawn(async move {
-                if let Err(error) = serve(connection, is_proxy, router).await {
+                if let Err(error) = serve(connection, router).await {
                     tracing::debug!(%error, "an HTTP connection ended");
                 }
                 drop(place);
@@ -65,12 +58,12 @@ pub fn adopter(
 
 async fn serve(
     connection: HandedOver,
-    is_proxy: bool,
     router: Router,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let HandedOver {
         stream,
         peer,
+        is_proxied,
         received,
         tls,
     } = connection;
@@ -88,15 +81,16 @@ async fn serve(
     });
     let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
         // A proxy's connections carry requests of many clients, one after the other.
-        let named = request
-            .headers()
-            .get_all("x-forwarded-for")
-            .iter()
-            .next_back();
-        let peer = match named.and_then(|v| forwarded_for(v.as_bytes())) {
-            Some(ip) if is_proxy => (ip, 0).into(),
-            _ => peer,
+        let named = match is_proxied {
+            true => request
+                .headers()
+                .get_all("x-forwarded-for")
+                .iter()
+                .next_back(),
+            false => None,
         };
+        let named = named.and_then(|value| forwarded_for(value.as_bytes()));
+        let peer = named.map_or(peer, |ip| (ip, 0).into());
         request.extensions_mut().insert(Peer(peer));
         if is_tls {
             request.extensions_mut().insert(OverTls);
