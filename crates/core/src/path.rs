@@ -124,6 +124,14 @@ pub enum Effect {
     },
     /// To every gateway there is.
     Broadcast(ToGateway),
+    /// An event of a small conversation is out, or one that changes members of any: what is done for
+    /// members without a session is the driver's, and nothing here waits for it.
+    FannedOut {
+        /// The event.
+        row: Arc<EventRow>,
+        /// Whether the conversation has at most [`Config::inbox_members_max`] members.
+        is_small: bool,
+    },
     /// The directory's change of this version has become an event: its outbox may forget it.
     Relayed {
         /// Of which conversation.

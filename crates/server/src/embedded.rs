@@ -12,7 +12,7 @@ use tidings_backends::file_log::{self, FileLog};
 use tidings_backends::lsm::{LsmStore, Options};
 use tidings_backends::sqlite::{SqliteDirectory, SqliteSettings};
 use tidings_core::ids::{Partition, Position};
-use tidings_core::in_process::{InProcessPeers, InProcessRegistry};
+use tidings_core::in_process::{InProcessMembers, InProcessPeers, InProcessRegistry};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::Conversations;
 use tidings_core::ports::log::Log;
@@ -101,6 +101,7 @@ pub fn parts(config: &Config) -> anyhow::Result<Parts> {
     Ok(Parts {
         epoch: storage.log.end(PARTITION).epoch,
         ownership: Arc::new(AlwaysOwner::default()),
+        members: Arc::new(InProcessMembers::new(directory.clone())),
         directory,
         registry: Arc::new(InProcessRegistry::new(system::now)),
         peers: local.clone(),

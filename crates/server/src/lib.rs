@@ -16,4 +16,5 @@ pub mod routers;
 pub mod routing;
 pub mod serve;
 pub mod system;
+pub mod waiting;
 mod workers;

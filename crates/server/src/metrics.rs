@@ -14,18 +14,22 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use tidings_core::in_process::PeerCounts;
 use tidings_core::record::Kind;
+use tidings_gateway::host::Gateways;
 use tidings_gateway::logic::{GatewayMetrics, LATENCY_BOUNDS};
 use tidings_gateway::worker::{Pool, Stats};
 use tidings_protocol::{CloseCode, ErrorCode};
 
 use crate::routed::Routed;
 use crate::routers::Routers;
+use crate::waiting::Waiting;
 
 /// Where the figures come from.
 #[derive(Clone)]
 pub struct Sources {
     /// Of each gateway worker.
     pub gateways: Vec<Arc<GatewayMetrics>>,
+    /// Of all gateway workers together.
+    pub workers: Arc<Gateways>,
     /// Of each worker's sockets.
     pub sockets: Vec<Arc<Stats>>,
     /// All connections.
@@ -34,6 +38,8 @@ pub struct Sources {
     pub routed: Arc<Routed>,
     /// Of the routers here.
     pub routers: Arc<Routers>,
+    /// What waits for members without a session.
+    pub waiting: Arc<Waiting>,
     /// Messages dropped between them.
     pub peers: Arc<PeerCounts>,
     /// Those of log, store and so on.
@@ -303,6 +309,21 @@ impl Figures {
             "chat_dead_letters",
             "Records that could not be read.",
             router.dead_letters,
+        )?;
+        page.counter(
+            "chat_inbox_marks",
+            "Marks put for members without a session.",
+            self.0.waiting.marks.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "chat_inbox_marks_cleared",
+            "Marks that a member's cursor has reached.",
+            self.0.workers.marks_cleared.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "chat_inbox_marks_dropped",
+            "Marks not put: no room, or the registry and the log refused.",
+            self.0.waiting.dropped.load(Ordering::Relaxed),
         )?;
         page.counter(
             "chat_resends",

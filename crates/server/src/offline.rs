@@ -70,7 +70,7 @@ pub fn compact(config: &Config) -> anyhow::Result<Sizes> {
     let parts = embedded::parts(config)?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let (thread, routers) = routers::start(
-        serve::routing_parts(&parts),
+        serve::routing_parts(&parts, Default::default()),
         parts.ownership.clone(),
         parts.local.clone(),
         stopped,

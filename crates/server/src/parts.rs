@@ -9,6 +9,7 @@ use tidings_core::in_process::InProcessPeers;
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::Directory;
 use tidings_core::ports::log::Log;
+use tidings_core::ports::members::MemberLists;
 use tidings_core::ports::ownership::Ownership;
 use tidings_core::ports::peers::Peers;
 use tidings_core::ports::registry::Registry;
@@ -28,6 +29,8 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     /// Who is who.
     pub directory: Arc<dyn Directory>,
+    /// Who is in a conversation, near at hand.
+    pub members: Arc<dyn MemberLists>,
     /// Who is where.
     pub registry: Arc<dyn Registry>,
     /// The way between gateways and routers.

@@ -7,8 +7,8 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -25,7 +25,10 @@ use tidings_core::ports::store::{STORE_DEADLINE, Store, StoreResult};
 use tidings_core::router::{Config, Counters};
 use tidings_core::rows::{CursorRow, EventRow, StateRow};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::Instrument;
+
+use crate::waiting::Waiting;
 
 /// How many bytes of records one read of the log gathers at most.
 const READ_BYTES_MAX: usize = 1 << 20;
@@ -54,6 +57,8 @@ pub struct Parts {
     pub directory: Arc<dyn Directory>,
     /// The way to gateways.
     pub peers: Arc<dyn Peers>,
+    /// What is done for members without a session.
+    pub waiting: Arc<Waiting>,
     /// Microseconds since 1970.
     pub clock: fn() -> Micros,
     /// The router's bounds.
@@ -119,7 +124,7 @@ pub async fn run(
     let mut tasks: FuturesUnordered<BoxFuture<'static, Input>> = FuturesUnordered::new();
     let mut reading: Option<BoxFuture<'static, _>> = None;
     let mut messages = Vec::new();
-    let mut tick = tokio::time::interval(TICK);
+    let mut tick = tokio::time::interval_at(next_tick(), TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ticks: u32 = 0;
     tracing::info!(?committed, ?end, "routing from the committed position");
@@ -179,6 +184,14 @@ pub async fn run(
     Ok(())
 }
 
+/// The next tick of all routers here: those that share a thread wake it once.
+fn next_tick() -> Instant {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let (first, now) = (*FIRST.get_or_init(Instant::now), Instant::now());
+    let gone = (now - first).as_millis() / TICK.as_millis();
+    first + TICK * u32::try_from(gone + 1).unwrap_or(u32::MAX)
+}
+
 fn show(router: &Router, gauge: &Gauge, parts: &Parts, partition: Partition) {
     *gauge
         .counters
@@ -234,6 +247,10 @@ fn perform(
                 }
                 Effect::Broadcast(message) => {
                     parts.peers.broadcast(partition, message);
+                    continue;
+                }
+                Effect::FannedOut { row, is_small } => {
+                    parts.waiting.told(&row, is_small);
                     continue;
                 }
                 Effect::DeadLetter { position, payload } => {
@@ -429,7 +446,10 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
                 Input::Done
             })
         }
-        Effect::Send { .. } | Effect::Broadcast(_) | Effect::DeadLetter { .. } => {
+        Effect::Send { .. }
+        | Effect::Broadcast(_)
+        | Effect::FannedOut { .. }
+        | Effect::DeadLetter { .. } => {
             unreachable!("performed by the caller")
         }
     }

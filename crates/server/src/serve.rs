@@ -23,6 +23,7 @@ use crate::metrics::{Scrape, Sources};
 use crate::parts::{self, Parts};
 use crate::routed::Routed;
 use crate::routers::{self, Routers};
+use crate::waiting::{self, Waiting};
 use crate::workers::{Workers, pem};
 use crate::{relay, routing, system};
 
@@ -151,13 +152,21 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
         Arc::new(system::now),
     ))?);
     let (stop, stopped) = watch::channel(false);
+    let waiting = Arc::new(Waiting::default());
     let (routing, routers) = routers::start(
-        routing_parts(&parts),
+        routing_parts(&parts, waiting.clone()),
         parts.ownership.clone(),
         parts.local.clone(),
         stopped.clone(),
     )?;
     runtime.spawn(relay::run(directory.clone(), log.clone(), stopped.clone()));
+    let marked = waiting::Ports {
+        registry: parts.registry.clone(),
+        members: parts.members.clone(),
+        directory: directory.clone(),
+    };
+    let (marking, until) = (waiting.clone(), stopped.clone());
+    runtime.spawn(async move { marking.run(marked, until).await });
 
     let gateways = Arc::new(Gateways::new(parts.peers.clone()));
     let (routed, answers) = Routed::new(
@@ -206,10 +215,12 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
         parts: parts.health,
         scrape: Scrape::new(Sources {
             gateways: workers.metrics.clone(),
+            workers: gateways.clone(),
             sockets: workers.stats.clone(),
             pool: workers.pool.clone(),
             routed,
             routers: routers.clone(),
+            waiting,
             peers: parts.local.counts(),
             engines: parts.figures.into(),
         }),
@@ -257,12 +268,13 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
 }
 
 /// What routers work with.
-pub(crate) fn routing_parts(parts: &Parts) -> routing::Parts {
+pub(crate) fn routing_parts(parts: &Parts, waiting: Arc<Waiting>) -> routing::Parts {
     routing::Parts {
         log: parts.log.clone(),
         store: parts.store.clone(),
         directory: parts.directory.clone(),
         peers: parts.peers.clone(),
+        waiting,
         clock: system::now,
         config: Default::default(),
     }

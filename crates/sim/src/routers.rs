@@ -143,6 +143,8 @@ impl World {
                 }
                 return;
             }
+            // Marks of what waits are hints; no promise rests on them.
+            Effect::FannedOut { .. } => return,
             Effect::DeadLetter { position, .. } => {
                 return self.broken.push(format!("a dead letter at {position:?}"));
             }

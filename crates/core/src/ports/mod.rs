@@ -11,6 +11,7 @@ pub mod blobs;
 pub mod directory;
 pub mod disk;
 pub mod log;
+pub mod members;
 pub mod ownership;
 pub mod peers;
 pub mod registry;

@@ -193,13 +193,21 @@ pub enum ToGateway {
     },
 }
 
+impl ToGateway {
+    /// Whether it says what the log alone decides: then it is right whoever says it, however late. What a
+    /// router said before another took over must arrive, as the other begins behind it.
+    pub fn is_of_log(&self) -> bool {
+        matches!(self, ToGateway::Answer { .. } | ToGateway::Event { .. })
+    }
+}
+
 /// Where a core's messages for the other side go. Never blocks: what doesn't fit is dropped.
 pub trait Peers: Send + Sync {
     /// To the router that owns a partition.
     fn to_router(&self, from: GatewayId, partition: Partition, message: ToRouter);
 
-    /// From a partition's router to a gateway worker. Dropped when it is known here that another
-    /// has taken over: what a router doesn't know yet could be answered from what it no longer is.
+    /// From a partition's router to a gateway worker. Unless [`ToGateway::is_of_log`] it is dropped when it is
+    /// known here that another has taken over: how things stand could be told from what no longer is.
     fn to_gateway(&self, from: Partition, to: GatewayId, message: ToGateway);
 
     /// From a partition's router to all gateways there are.

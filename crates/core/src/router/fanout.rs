@@ -60,6 +60,7 @@ impl Router {
         self.counters.fanned_out += 1;
         let (id, seq) = (cargo.row.conversation, cargo.row.seq);
         let everybody = cargo.row.members.is_some();
+        let row = cargo.row.clone();
         let message = ToGateway::Event {
             row: cargo.row,
             except: cargo.except,
@@ -67,6 +68,7 @@ impl Router {
         };
         let conversation: &Conversation = self.conversations.entry(id).or_default();
         let gateways = conversation.interested.len() as u32;
+        let is_small = conversation.head().members <= self.config.inbox_members_max;
         if everybody {
             self.out.push(Effect::Broadcast(message));
         } else {
@@ -76,6 +78,9 @@ impl Router {
                     message: message.clone(),
                 });
             }
+        }
+        if is_small || everybody {
+            self.out.push(Effect::FannedOut { row, is_small });
         }
         self.gateways.moved(id, seq);
         if everybody {

@@ -296,6 +296,7 @@ impl Run {
                 Effect::Send { .. }
                 | Effect::Broadcast(_)
                 | Effect::Relayed { .. }
+                | Effect::FannedOut { .. }
                 | Effect::DeadLetter { .. } => {}
                 effect => self.pending.push(effect),
             }

@@ -9,8 +9,10 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::context::Context;
 use super::metrics::{Metrics, add};
 
-/// How often the thread looks whether commits are due.
+/// How often the thread looks whether commits are due while there are some.
 const TICK: Duration = Duration::from_millis(50);
+/// And while there are none: the first one rings.
+const TICK_IDLE: Duration = Duration::from_secs(1);
 /// A failed commit is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -84,11 +86,16 @@ impl Commits {
     /// new owner's counts, and Kafka would take a lower one after it.
     pub(super) fn give(&self, partition: u32, offset: u64) {
         let member = self.through().member;
-        self.lane(partition, |lane| {
+        let is_first = self.lane(partition, |lane| {
+            let was_behind = lane.given > lane.stored;
             if !member || lane.owned {
                 lane.given = lane.given.max(offset);
             }
+            !was_behind && lane.given > lane.stored
         });
+        if is_first == Some(true) {
+            self.bell.notify_one();
+        }
     }
 
     /// The highest position given or found.
@@ -131,7 +138,9 @@ impl Commits {
                 true
             } else {
                 // A bell that is missed rings again with the tick.
-                let woken = self.bell.wait_timeout(stop, TICK);
+                let is_behind = (0..self.lanes.len() as u32).any(|p| self.is_behind(p));
+                let tick = if is_behind { TICK } else { TICK_IDLE };
+                let woken = self.bell.wait_timeout(stop, tick);
                 *woken.unwrap_or_else(PoisonError::into_inner).0
             };
             self.send(last);

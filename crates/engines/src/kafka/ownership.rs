@@ -24,8 +24,10 @@ use super::context::Context;
 use super::metrics::{Metrics, add};
 use crate::StartError;
 
-/// How long the thread waits for events at most: how soon it sees that something was released.
-const TICK: Duration = Duration::from_millis(20);
+/// How long the thread waits for events at most: how soon it sees that it is to leave.
+const TICK: Duration = Duration::from_millis(100);
+/// The same while partitions are to go: how soon it sees that they were released.
+const TICK_GOING: Duration = Duration::from_millis(20);
 /// How long the last commits of a partition that goes may take.
 const FLUSH: Duration = Duration::from_secs(1);
 /// How long the router has for letting go when the server ends.
@@ -206,7 +208,11 @@ impl Membership {
     fn run(&self, consumer: Arc<BaseConsumer<Context>>) {
         while !self.leaving.load(Ordering::Acquire) {
             // What comes in spite of the pause is read elsewhere.
-            if let Some(Err(error)) = consumer.poll(TICK) {
+            let tick = match self.state(|state| state.going.is_some()) {
+                true => TICK_GOING,
+                false => TICK,
+            };
+            if let Some(Err(error)) = consumer.poll(tick) {
                 tracing::debug!(%error, "the group's member");
             }
             self.go_on(&consumer);
@@ -233,12 +239,12 @@ impl Membership {
     fn wait_and_flush(&self, consumer: &BaseConsumer<Context>, partitions: &[u32]) {
         let until = Instant::now() + LEAVE;
         while Instant::now() < until && !self.state(|state| self.all_released(state, partitions)) {
-            _ = consumer.poll(TICK);
+            _ = consumer.poll(TICK_GOING);
         }
         let until = Instant::now() + LEAVE / 2;
         while Instant::now() < until && partitions.iter().any(|p| self.commits.is_behind(*p)) {
             self.commits.hurry(partitions);
-            _ = consumer.poll(TICK);
+            _ = consumer.poll(TICK_GOING);
         }
     }
 }

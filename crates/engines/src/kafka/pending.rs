@@ -23,6 +23,11 @@ use crate::StartError;
 
 /// The most marks in one batch.
 const BATCH: usize = 500;
+/// How long brokers hold a fetch, how long a member may be silent and how often it says that it lives. Less than a
+/// request's timeout, so that a held fetch isn't taken for a hung broker.
+const FETCH_WAIT_MS: &str = "2000";
+const SESSION_TIMEOUT_MS: &str = "30000";
+const HEARTBEAT_MS: &str = "3000";
 /// How long after a failure a batch is given again.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -112,6 +117,11 @@ impl Pending {
             )
         };
         let mut config = self.settings.member(&self.settings.pending_group);
+        // Nearly always there is nothing, and nobody waits for it: it should cost nothing.
+        config
+            .set("fetch.wait.max.ms", FETCH_WAIT_MS)
+            .set("session.timeout.ms", SESSION_TIMEOUT_MS)
+            .set("heartbeat.interval.ms", HEARTBEAT_MS);
         // Nobody was here yet: from the beginning.
         config.set("auto.offset.reset", "earliest");
         let consumer: StreamConsumer<Context> =

@@ -23,7 +23,7 @@ pub(super) const QUESTION: Duration = Duration::from_secs(2);
 /// Within this all brokers know of a new topic.
 const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 /// How often the thread looks around without being called.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_secs(1);
 /// How often the ends of all partitions are asked for, for the gauge of what waits.
 const REFRESH: Duration = Duration::from_secs(5);
 

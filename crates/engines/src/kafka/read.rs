@@ -28,7 +28,7 @@ use super::positions::{Ends, Question};
 use super::settings::Settings;
 
 /// How often the thread looks around without being called.
-const TICK: Duration = Duration::from_millis(50);
+const TICK: Duration = Duration::from_millis(100);
 /// How long a read has the partition before one from elsewhere may take it away.
 const TURN: Duration = Duration::from_millis(100);
 /// When nothing came for so long although there is something, the partition is begun anew.

@@ -152,7 +152,7 @@ impl Shared {
 
     pub fn to_gateway(&self, from: Partition, to: GatewayId, message: ToGateway) {
         let state = self.state();
-        if !state.owners.is_mine(from) {
+        if !message.is_of_log() && !state.owners.is_mine(from) {
             add(&self.metrics.stale_dropped, 1);
             return;
         }
@@ -170,7 +170,7 @@ impl Shared {
 
     pub fn broadcast(&self, from: Partition, message: ToGateway) {
         let state = self.state();
-        if !state.owners.is_mine(from) {
+        if !message.is_of_log() && !state.owners.is_mine(from) {
             add(&self.metrics.stale_dropped, 1);
             return;
         }
@@ -366,7 +366,8 @@ impl Shared {
         to: To,
         message: ToGateway,
     ) {
-        let counts = term.is_some_and(|term| self.state().owners.is_current(partition, term));
+        let counts = message.is_of_log()
+            || term.is_some_and(|term| self.state().owners.is_current(partition, term));
         if !counts {
             add(&self.metrics.stale_dropped, 1);
             return;

@@ -6,19 +6,11 @@ use std::time::Duration;
 
 use moka::future::Cache;
 use tidings_core::ids::{ConversationId, UserId};
+use tidings_core::ports::members::Members;
 
 use super::Shared;
 use super::metrics::add;
 use super::settings::Settings;
-
-/// A conversation's members as of a version of the directory.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Members {
-    /// The conversation's directory version.
-    pub version: u64,
-    /// Its members.
-    pub users: Vec<UserId>,
-}
 
 /// The local part: bounded by the members in it.
 pub(super) fn cache(settings: &Settings) -> Cache<ConversationId, Arc<Members>> {

@@ -25,6 +25,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tidings_core::ids::{ConversationId, UserId};
+use tidings_core::ports::members::Members;
 use tokio::task::AbortHandle;
 
 use crate::StartError;
@@ -33,7 +34,7 @@ use link::{Link, lock};
 use scripts::Scripts;
 use watching::Watching;
 
-pub use members::{Members, MembershipCache};
+pub use members::MembershipCache;
 pub use metrics::Metrics;
 pub use recent::RecentCache;
 pub use settings::{Mode, Settings};

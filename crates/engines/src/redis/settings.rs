@@ -107,7 +107,7 @@ impl Default for Settings {
             session_ttl_s: 90,
             sessions_per_user_max: 64,
             last_seen_days: 30,
-            session_cache_ms: 1_000,
+            session_cache_ms: 10_000,
             session_cache_max: 100_000,
             watched_max: 200_000,
             marks_days: 30,

@@ -32,6 +32,9 @@ const AUTH_DEADLINE: Duration = Duration::from_secs(4);
 /// How long the directory may take for a user's list.
 const DIRECTORY_DEADLINE: Duration = Duration::from_secs(5);
 
+/// Marks that are asked for when a session begins; the others are cleared by later ones.
+const MARKS_PER_USER_MAX: usize = 1_000;
+
 /// What a worker's calls need besides its sockets.
 pub(super) struct Link {
     gateway: GatewayId,
@@ -304,10 +307,20 @@ impl Outbound for Out<'_> {
             }
             Ok(())
         });
+        if is_new {
+            // What waits for the user was marked by others; the cursors of this session clear it.
+            let ports = &self.link.ports;
+            let (registry, gateways) = (Arc::clone(&ports.registry), Arc::clone(&ports.gateways));
+            self.link.fire("marks", async move {
+                gateways.marked(&registry.marks_of(entry.user, MARKS_PER_USER_MAX).await?);
+                Ok(())
+            });
+        }
     }
 
     fn remove_session(&mut self, user: UserId, session: SessionId, at: Micros) {
         let registry = Arc::clone(&self.link.ports.registry);
+        self.link.ports.gateways.forget_marks(user);
         self.link.fire("remove session", async move {
             registry.remove_session(user, session, at).await
         });

@@ -1,7 +1,7 @@
 //! The workers of a process, for whoever has something to tell all of them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use tidings_core::ids::{ConversationId, GatewayId, Seq, SessionId, UserId};
@@ -22,10 +22,19 @@ pub struct Gateways {
     /// The way to those of other servers.
     peers: Arc<dyn Peers>,
     inboxes: RwLock<Vec<(GatewayId, Arc<Inbox>)>>,
-    /// The marks that workers put and nobody cleared: the user may come back to another worker.
-    marks: Mutex<HashMap<(UserId, ConversationId), Seq>>,
+    /// The marks of users that have a session here, and those that workers put: the user may come back
+    /// to another worker.
+    marks: Mutex<Marks>,
     /// There are some: saves the lock on the way of cursors.
     is_marked: AtomicBool,
+    /// Marks that a cursor has reached.
+    pub marks_cleared: AtomicU64,
+}
+
+#[derive(Default)]
+struct Marks {
+    of_users: HashMap<UserId, HashMap<ConversationId, Seq>>,
+    count: usize,
 }
 
 impl Gateways {
@@ -36,6 +45,7 @@ impl Gateways {
             inboxes: RwLock::default(),
             marks: Mutex::default(),
             is_marked: AtomicBool::new(false),
+            marks_cleared: AtomicU64::new(0),
         }
     }
 
@@ -100,17 +110,35 @@ impl Gateways {
         }
     }
 
-    /// Remembers marks that were put.
+    /// Remembers marks that are in the registry.
     pub(super) fn marked(&self, put: &[Mark]) {
         let mut marks = self.marks();
         for mark in put {
-            let key = (mark.user, mark.conversation);
-            if marks.len() < MARKS_MAX || marks.contains_key(&key) {
-                let seq = marks.entry(key).or_default();
+            let is_full = marks.count >= MARKS_MAX;
+            let of_user = marks.of_users.entry(mark.user).or_default();
+            let before = of_user.len();
+            if !is_full || of_user.contains_key(&mark.conversation) {
+                let seq = of_user.entry(mark.conversation).or_default();
                 *seq = mark.seq.max(*seq);
             }
+            let added = of_user.len() - before;
+            if of_user.is_empty() {
+                marks.of_users.remove(&mark.user);
+            }
+            marks.count += added;
         }
-        self.is_marked.store(!marks.is_empty(), Ordering::Relaxed);
+        self.is_marked.store(marks.count > 0, Ordering::Relaxed);
+    }
+
+    /// Forgets a user's marks: the registry has them for the next session.
+    pub(super) fn forget_marks(&self, user: UserId) {
+        if !self.is_marked.load(Ordering::Relaxed) {
+            return;
+        }
+        let mut marks = self.marks();
+        let forgotten = marks.of_users.remove(&user).map_or(0, |of| of.len());
+        marks.count -= forgotten;
+        self.is_marked.store(marks.count > 0, Ordering::Relaxed);
     }
 
     /// Forgets the marks that the delivered cursors have reached, and gives them to be cleared.
@@ -121,9 +149,16 @@ impl Gateways {
         let mut marks = self.marks();
         let mut reached = Vec::new();
         for cursor in cursors {
-            let key = (cursor.user, cursor.conversation);
-            if marks.get(&key).is_some_and(|&seq| seq <= cursor.delivered) {
-                marks.remove(&key);
+            let Some(of_user) = marks.of_users.get_mut(&cursor.user) else {
+                continue;
+            };
+            let mark = of_user.get(&cursor.conversation);
+            if mark.is_some_and(|&seq| seq <= cursor.delivered) {
+                of_user.remove(&cursor.conversation);
+                if of_user.is_empty() {
+                    marks.of_users.remove(&cursor.user);
+                }
+                marks.count -= 1;
                 reached.push(Mark {
                     user: cursor.user,
                     conversation: cursor.conversation,
@@ -131,11 +166,13 @@ impl Gateways {
                 });
             }
         }
-        self.is_marked.store(!marks.is_empty(), Ordering::Relaxed);
+        self.is_marked.store(marks.count > 0, Ordering::Relaxed);
+        self.marks_cleared
+            .fetch_add(reached.len() as u64, Ordering::Relaxed);
         reached
     }
 
-    fn marks(&self) -> MutexGuard<'_, HashMap<(UserId, ConversationId), Seq>> {
+    fn marks(&self) -> MutexGuard<'_, Marks> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -199,5 +236,10 @@ mod tests {
         assert_eq!(gateways.reached(&[cursor(1, 6), cursor(3, 9)]), []);
         assert_eq!(gateways.reached(&[cursor(1, 8)]), [mark(8)]);
         assert_eq!(gateways.reached(&[cursor(1, 9)]), []);
+        gateways.marked(&[mark(10)]);
+        gateways.forget_marks(user);
+        assert_eq!(gateways.reached(&[cursor(1, 11)]), []);
+        assert_eq!(gateways.marks().count, 0);
+        assert_eq!(gateways.marks_cleared.load(Ordering::Relaxed), 1);
     }
 }

@@ -53,6 +53,8 @@ pub(super) struct Read {
     to: Seq,
     bytes_max: usize,
     waiters: Vec<ReadFor>,
+    /// What the store had of it, while the router is asked for the rest.
+    had: Vec<EventRow>,
     stage: Stage,
     until: Micros,
 }
@@ -61,7 +63,7 @@ pub(super) struct Read {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
     Store,
-    /// The router, as the store had nothing.
+    /// The router, as the store had nothing, or not all.
     Tail,
     /// The store once more: what it had not may have been put there before the router was asked.
     Again,
@@ -119,6 +121,7 @@ impl GatewayCore {
             to,
             bytes_max,
             waiters: vec![why],
+            had: Vec::new(),
             stage: Stage::Store,
             until,
         };
@@ -145,13 +148,23 @@ impl GatewayCore {
             tracing::debug!(%error, conversation = %read.conversation, "events not read");
             Vec::new()
         });
-        let rows = contiguous(rows.iter(), read.from, read.to);
-        if !rows.is_empty() || read.stage == Stage::Again {
-            return self.read_done(out, request, &rows);
+        let kept = contiguous(rows.iter(), read.from, read.to);
+        let bytes: usize = kept.iter().map(|row| row.body.len()).sum();
+        // Short of bytes and of events: what is missing at the end may not be stored yet, though its author
+        // has the answer.
+        let is_whole =
+            kept.last().is_some_and(|last| last.seq == read.to) || bytes >= read.bytes_max;
+        if is_whole || read.stage == Stage::Again {
+            let had = std::mem::take(&mut read.had);
+            return match had.len() > kept.len() {
+                true => self.read_done(out, request, &had.iter().collect::<Vec<_>>()),
+                false => self.read_done(out, request, &kept),
+            };
         }
+        read.had = kept.into_iter().cloned().collect();
         read.stage = Stage::Tail;
         read.until = self.now + self.settings.answer_within;
-        let (conversation, from) = (read.conversation, read.from);
+        let (conversation, from) = (read.conversation, read.from + read.had.len() as Seq);
         self.to_router(
             out,
             conversation,
@@ -171,10 +184,13 @@ impl GatewayCore {
         if read.stage != Stage::Tail {
             return;
         }
-        let rows = contiguous(rows.iter().map(|row| &**row), read.from, read.to);
-        if !rows.is_empty() {
+        let had = std::mem::take(&mut read.had);
+        let rows = had.iter().chain(rows.iter().map(|row| &**row));
+        let rows = contiguous(rows, read.from, read.to);
+        if rows.last().is_some_and(|last| last.seq == read.to) {
             return self.read_done(out, request, &rows);
         }
+        read.had = rows.into_iter().cloned().collect();
         read.stage = Stage::Again;
         read.until = self.now + READ_WITHIN;
         out.read_events(
@@ -250,7 +266,10 @@ impl GatewayCore {
                     let lost = StoreError::Unavailable("no answer in time".to_owned());
                     self.events_read(out, id, Err(lost));
                 }
-                Some(Request::Read(_)) => self.read_done(out, id, &[]),
+                Some(Request::Read(read)) => {
+                    let had = read.had.clone();
+                    self.read_done(out, id, &had.iter().collect::<Vec<_>>());
+                }
                 Some(Request::Open { .. }) => self.open_lost(out, id),
                 Some(Request::Interest { .. }) => self.interest_lost(out, id),
                 Some(Request::Presence { .. }) => self.presence_lost(id),

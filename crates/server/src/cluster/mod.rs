@@ -27,7 +27,7 @@ use crate::parts::{Keeper, Parts};
 use crate::system;
 
 use figures::EngineFigures;
-use registry::SavedMarks;
+use registry::{CachedMembers, SavedMarks};
 
 /// Connects to all engines; each that can't be used is one line with its setting.
 pub async fn parts(config: &Config) -> anyhow::Result<Parts> {
@@ -63,6 +63,10 @@ pub async fn parts(config: &Config) -> anyhow::Result<Parts> {
             log: log.clone(),
             ownership: ownership.clone(),
             peers: peers.clone(),
+        }),
+        members: Arc::new(CachedMembers {
+            cache: registry.membership(),
+            directory: directory.clone(),
         }),
         registry: Arc::new(SavedMarks { registry, pending }),
         log,

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings_core::ids::{GatewayId, Micros, SessionId, UserId};
+use tidings_core::ids::{ConversationId, GatewayId, Micros, SessionId, UserId};
 use tidings_core::ports::BoxFuture;
+use tidings_core::ports::directory::{Directory, DirectoryError};
+use tidings_core::ports::members::{MemberLists, Members, listed};
 use tidings_core::ports::registry::{
     Mark, Presence, PresenceChanges, Registry, RegistryError, SessionEntry, UserPresence,
 };
 use tidings_engines::kafka::{self, Pending};
-use tidings_engines::redis::RedisRegistry;
+use tidings_engines::redis::{MembershipCache, RedisRegistry};
 
 /// Redis, whose marks go to the topic `pending-messages` while it is away.
 pub struct SavedMarks {
@@ -86,20 +88,50 @@ impl Registry for SavedMarks {
     }
 }
 
-/// Gives what waits in the topic to Redis, for as long as the process lives.
+/// Lists of members in the server and in Redis, behind them the directory.
+pub struct CachedMembers {
+    /// The lists.
+    pub cache: MembershipCache,
+    /// Who knows.
+    pub directory: Arc<dyn Directory>,
+}
+
+impl MemberLists for CachedMembers {
+    fn members(
+        &self,
+        conversation: ConversationId,
+        at_least: u64,
+    ) -> BoxFuture<'_, Result<Arc<Members>, DirectoryError>> {
+        Box::pin(async move {
+            let load = listed(&*self.directory, conversation);
+            let members = self.cache.get(conversation, at_least, load).await;
+            members.map_err(|error| (*error).clone())
+        })
+    }
+
+    fn changed(&self, conversation: ConversationId, version: u64) -> BoxFuture<'_, ()> {
+        Box::pin(self.cache.changed(conversation, version))
+    }
+}
+
+/// Gives what waits in the topic to Redis, for as long as the process lives. Who has come by then needs
+/// no mark.
 pub async fn work_off(pending: Pending, registry: Arc<RedisRegistry>) {
     let work = |marks: Vec<kafka::Mark>| {
         let registry = registry.clone();
         async move {
-            let marks = marks
-                .into_iter()
-                .map(|mark| Mark {
-                    user: mark.recipient,
-                    conversation: mark.conversation,
-                    seq: mark.seq,
-                })
-                .collect();
-            let put = registry.put_marks(marks).await;
+            let mut waiting = Vec::with_capacity(marks.len());
+            for mark in marks {
+                let sessions = registry.sessions_of(mark.recipient).await;
+                if sessions.map_err(|error| error.to_string())?.is_empty() {
+                    waiting.push(Mark {
+                        user: mark.recipient,
+                        conversation: mark.conversation,
+                        seq: mark.seq,
+                    });
+                }
+            }
+            let put = registry.put_marks(waiting).await;
             put.map_err(|error| error.to_string())
         }
     };

@@ -83,6 +83,23 @@ fn the_fixed_metrics_are_there_and_add_up() {
 }
 
 #[test]
+fn what_waits_for_somebody_away_is_marked_until_it_has_arrived() {
+    let mut server = Server::start();
+    let [anna, ben, cleo] = server.people();
+    let mut author = server.session(&anna);
+    let group = server.group(&[&anna, &ben, &cleo]);
+    server.metric_becomes("chat_inbox_marks_total", 2.0);
+    let mut reader = server.session(&ben);
+    reader.say(&json!({ "type": "delivered", "conversation": group, "seq": 1 }));
+    server.metric_becomes("chat_inbox_marks_cleared_total", 1.0);
+    // Ben is here now; only Cleo isn't.
+    author.send(&group, "one");
+    assert_eq!(reader.event(&group)["body"], "one");
+    server.metric_becomes("chat_inbox_marks_total", 3.0);
+    assert_eq!(server.metric("chat_inbox_marks_dropped_total"), 0.0);
+}
+
+#[test]
 fn health_and_metrics_are_on_the_admin_port_only() {
     let mut server = Server::start();
     let [anna] = server.people();
