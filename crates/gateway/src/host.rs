@@ -14,7 +14,7 @@ use std::time::Duration;
 use tidings_core::ids::Micros;
 use tidings_core::in_process::{GatewayInbox, InProcessPeers, REST_AFTER, rest};
 use tidings_core::ports::BoxFuture;
-use tidings_core::ports::directory::Directory;
+use tidings_core::ports::directory::{Directory, Revocation};
 use tidings_core::ports::log::Log;
 use tidings_core::ports::peers::{Peers, ToGateway};
 use tidings_core::ports::registry::Registry;
@@ -49,6 +49,9 @@ pub trait Authenticator: Send + Sync {
         token: String,
         device: String,
     ) -> BoxFuture<'_, Result<Principal, AuthFailure>>;
+
+    /// Another server has revoked something: its tokens are refused from now on. Told by each worker.
+    fn revoked(&self, revocation: &Revocation);
 }
 
 /// What all workers of a process share.
@@ -204,6 +207,9 @@ impl Host {
             let Some(message) = self.pending.pop_front() else {
                 break;
             };
+            if let ToGateway::Revoked(revocation) = &message {
+                self.link.revoked(revocation);
+            }
             self.call(io, |core, out| core.from_router(out, message));
         }
         if self.pending.capacity() > 4 * MESSAGES_PER_TURN && self.pending.is_empty() {

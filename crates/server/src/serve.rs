@@ -10,6 +10,7 @@ use anyhow::{Context, bail};
 use tidings_core::ids::GatewayId;
 use tidings_core::in_process::rest;
 use tidings_core::ports::BoxFuture;
+use tidings_core::ports::directory::Revocation;
 use tidings_gateway::host::{self, Gateways, UserCache};
 use tidings_gateway::logic::{AuthFailure, Principal};
 use tidings_gateway::tls::Tls;
@@ -79,6 +80,10 @@ impl host::Authenticator for Tokens {
                 .map(principal)
                 .map_err(failure)
         })
+    }
+
+    fn revoked(&self, revocation: &Revocation) {
+        self.0.heard_of(revocation);
     }
 }
 
@@ -169,6 +174,8 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
     runtime.spawn(async move { marking.run(marked, until).await });
 
     let gateways = Arc::new(Gateways::new(parts.peers.clone()));
+    let told = gateways.clone();
+    auth.on_revoked(move |revocation| told.revoke(revocation));
     let (routed, answers) = Routed::new(
         GatewayId::new(parts.server, GatewayId::HTTP),
         log.clone(),
@@ -300,7 +307,7 @@ async fn housekeeping(auth: Arc<Auth>, gateways: Arc<Gateways>, mut stop: watch:
         match auth.poll_revocations().await {
             Ok(revocations) => revocations
                 .iter()
-                .for_each(|revocation| gateways.revoke(revocation)),
+                .for_each(|revocation| gateways.revoked(revocation)),
             Err(error) => tracing::warn!(%error, "revocations can't be read"),
         }
         turns += 1;

@@ -254,7 +254,8 @@ impl World {
             ToGateway::TookOver { .. }
             | ToGateway::BlockChanged { .. }
             | ToGateway::Delayed { .. }
-            | ToGateway::Replaced { .. } => vec![0],
+            | ToGateway::Replaced { .. }
+            | ToGateway::Revoked(_) => vec![0],
         };
         if let Some(at) = self.peer_arrival(false, router, gateway, &about) {
             self.at(at, Event::ToGateway(router, gateway, message));

@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use crate::ids::{ConversationId, GatewayId, Micros, Partition, Position, Seq, SessionId, UserId};
+use crate::ports::directory::Revocation;
 use crate::rows::{CursorRow, EventRow, GrantState};
 use crate::sequencer::Answer;
 
@@ -177,6 +178,8 @@ pub enum ToGateway {
         /// The older session.
         session: SessionId,
     },
+    /// What another server has revoked: tokens are refused and sessions end here too.
+    Revoked(Revocation),
     /// The heads of the conversations in which something happened lately. A gateway that
     /// misses a number opens all its conversations again.
     Digest {

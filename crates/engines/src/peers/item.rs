@@ -130,7 +130,8 @@ impl Item {
                 | ToGateway::TookOver { .. }
                 | ToGateway::BlockChanged { .. }
                 | ToGateway::Delayed { .. }
-                | ToGateway::Replaced { .. } => 0,
+                | ToGateway::Replaced { .. }
+                | ToGateway::Revoked(_) => 0,
             },
         }
     }

@@ -8,8 +8,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_core::ids::{
-    ConversationId, GatewayId, MessageKey, Partition, Position, SenderId, SessionId, UserId,
+    ConversationId, DeviceId, GatewayId, MessageKey, Partition, Position, SenderId, SessionId,
+    UserId,
 };
+use tidings_core::ports::directory::{Revocation, RevocationSubject, SignInId};
 use tidings_core::ports::peers::{Handed, Opened, ToGateway, ToRouter};
 use tidings_core::record::{ConversationKind, Encoding, Kind, Role};
 use tidings_core::rows::{
@@ -191,7 +193,14 @@ macro_rules! ids {
     )*};
 }
 
-ids!(UserId, ConversationId, SenderId, MessageKey);
+ids!(
+    UserId,
+    DeviceId,
+    SignInId,
+    ConversationId,
+    SenderId,
+    MessageKey
+);
 
 /// Counted ids.
 macro_rules! numbers {
@@ -257,6 +266,7 @@ structs! {
     }
     Handed { conversation, seq }
     Opened { conversation, head, kind, grant, cursor }
+    Revocation { revision, subject, not_before }
     Answer { conversation, sender, grant, verdict, counter, id, seq, ts, head }
 }
 
@@ -301,6 +311,11 @@ enums! {
         5 => Gap,
         6 => Fork,
     }
+    RevocationSubject {
+        1 => User(user),
+        2 => Device(device),
+        3 => SignIn(sign_in),
+    }
     ToRouter {
         1 => Open { request, user, conversations },
         2 => Close(conversations),
@@ -323,6 +338,7 @@ enums! {
         10 => BlockChanged { user, other, is_blocked },
         11 => Delayed { user, conversation, seq },
         12 => Replaced { session },
+        13 => Revoked(revocation),
     }
     To {
         0 => All,

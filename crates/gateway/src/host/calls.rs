@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tidings_core::ids::{ConversationId, GatewayId, Micros, Partition, Seq, SessionId, UserId};
 use tidings_core::ports::directory::{
-    BLOCKS_PER_USER_MAX, Directory, DirectoryError, PAGE_MAX, direct_conversation,
+    BLOCKS_PER_USER_MAX, Directory, DirectoryError, PAGE_MAX, Revocation, direct_conversation,
 };
 use tidings_core::ports::log::Append;
 use tidings_core::ports::peers::ToRouter;
@@ -109,6 +109,11 @@ impl Link {
                 });
             }
         }
+    }
+
+    /// Another server has revoked something.
+    pub(super) fn revoked(&self, revocation: &Revocation) {
+        self.ports.authenticator.revoked(revocation);
     }
 
     /// Makes a call of the registry that nothing waits for.

@@ -49,8 +49,14 @@ impl Gateways {
         }
     }
 
-    /// Closes the sessions that a revocation names, on all workers (4002).
+    /// Closes the sessions that a revocation names, here and on other servers (4002).
     pub fn revoke(&self, revocation: &Revocation) {
+        self.peers.to_others(ToGateway::Revoked(*revocation));
+        self.revoked(revocation);
+    }
+
+    /// Closes the sessions that a revocation names, here, where it may be known already.
+    pub fn revoked(&self, revocation: &Revocation) {
         self.all(|inbox| inbox.push(Input::Revoked(*revocation)));
     }
 

@@ -257,6 +257,7 @@ impl GatewayCore {
             ToGateway::Replaced { session } => {
                 self.end_session(out, session, CloseCode::Replaced);
             }
+            ToGateway::Revoked(revocation) => self.revoked(out, &revocation),
             ToGateway::TookOver { partition } => self.took_over(out, partition),
             ToGateway::Interested {
                 request,

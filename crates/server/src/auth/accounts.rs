@@ -165,7 +165,7 @@ impl Auth {
     }
 
     /// Fresh tokens for a refresh token, which is used up. Used a second time it kills its family: the
-    /// access tokens are revoked at once, here and at the other servers' next poll.
+    /// access tokens are revoked at once, here and at the other servers as they hear of it.
     pub async fn refresh(&self, token: &str) -> Result<Tokens, AuthError> {
         let asked = self.now();
         let used = token

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use subtle::ConstantTimeEq;
@@ -66,6 +66,9 @@ pub enum AuthOpenError {
     Directory(#[from] DirectoryError),
 }
 
+/// Hears of each revocation made here.
+type Tell = Box<dyn Fn(&Revocation) + Send + Sync>;
+
 /// Who is speaking: see [`super`]. Its async calls need a tokio runtime around them.
 pub struct Auth {
     pub(super) directory: Arc<dyn Directory>,
@@ -78,6 +81,7 @@ pub struct Auth {
     verified: Verified,
     registry: Arc<dyn Registry>,
     revocations: Revocations,
+    told: OnceLock<Tell>,
 }
 
 impl Auth {
@@ -98,6 +102,7 @@ impl Auth {
             verified: Verified::new(),
             registry,
             revocations: Revocations::default(),
+            told: OnceLock::new(),
             directory,
             settings,
             clock,
@@ -254,8 +259,13 @@ impl Auth {
         })
     }
 
-    /// Revokes everything of a subject up to now, here at once and elsewhere by their next poll. The
-    /// answer is for the gateways of this server: they close the subject's sessions.
+    /// Whom to tell of what is revoked here, so that sessions close and other servers hear of it before
+    /// their next poll. The first to say so is told.
+    pub fn on_revoked(&self, tell: impl Fn(&Revocation) + Send + Sync + 'static) {
+        _ = self.told.set(Box::new(tell));
+    }
+
+    /// Revokes everything of a subject up to now, here at once and elsewhere when they hear of it.
     pub async fn revoke(&self, subject: RevocationSubject) -> Result<Revocation, AuthError> {
         Ok(self.apply(self.directory.revoke(subject).await?))
     }
@@ -281,7 +291,15 @@ impl Auth {
 
     pub(super) fn apply(&self, revocation: Revocation) -> Revocation {
         self.revocations.apply(&revocation);
+        if let Some(tell) = self.told.get() {
+            tell(&revocation);
+        }
         revocation
+    }
+
+    /// Another server has revoked something. The poll shows it again.
+    pub fn heard_of(&self, revocation: &Revocation) {
+        self.revocations.apply(revocation);
     }
 
     /// Reads what has been revoked since the last call, by this server or another. To be called

@@ -108,7 +108,7 @@ async fn name_of(app: &App, user: UserId) -> Answer<String> {
 
 /// Ends the sign-in: its tokens and live sessions.
 pub async fn logout(State(app): State<Arc<App>>, Caller(caller): Caller) -> Answer<StatusCode> {
-    app.gateways.revoke(&app.auth.sign_out(&caller).await?);
+    app.auth.sign_out(&caller).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -125,11 +125,9 @@ pub async fn change_password(
     Caller(caller): Caller,
     Body(body): Body<NewPassword>,
 ) -> Answer<StatusCode> {
-    app.gateways.revoke(
-        &app.auth
-            .change_password(address, caller.user, &body.old, &body.new)
-            .await?,
-    );
+    app.auth
+        .change_password(address, caller.user, &body.old, &body.new)
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -188,8 +186,7 @@ pub async fn remove_device(
     Caller(caller): Caller,
     Path(device): Path<Hex>,
 ) -> Answer<StatusCode> {
-    app.gateways
-        .revoke(&app.auth.remove_device(caller.user, device.device()).await?);
+    app.auth.remove_device(caller.user, device.device()).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -11,6 +11,7 @@ mod extract;
 mod messages;
 mod page;
 mod quota;
+mod rest;
 mod servers;
 
 use std::sync::Arc;
@@ -169,6 +170,7 @@ pub fn routes(app: Arc<App>) -> Router {
         .fallback(error::not_found)
         .layer(axum::middleware::from_fn(page::headers))
         .layer(RequestBodyLimitLayer::new(BODY_BYTES_MAX))
+        .layer(axum::middleware::from_fn(rest::read))
         .layer(TimeoutLayer::with_status_code(
             axum::http::StatusCode::SERVICE_UNAVAILABLE,
             REQUEST_MAX,

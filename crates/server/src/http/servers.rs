@@ -136,11 +136,9 @@ pub async fn revoke(
     _: Server,
     Path(user): Path<Hex>,
 ) -> Answer<StatusCode> {
-    app.gateways.revoke(
-        &app.auth
-            .revoke(RevocationSubject::User(user.user()))
-            .await?,
-    );
+    app.auth
+        .revoke(RevocationSubject::User(user.user()))
+        .await?;
     Ok(StatusCode::NO_CONTENT)
 }
 
@@ -150,9 +148,7 @@ pub async fn disable(
     _: Server,
     Path(user): Path<Hex>,
 ) -> Answer<StatusCode> {
-    if let Some(revocation) = app.auth.set_disabled(user.user(), true).await? {
-        app.gateways.revoke(&revocation);
-    }
+    app.auth.set_disabled(user.user(), true).await?;
     Ok(StatusCode::NO_CONTENT)
 }
 

@@ -38,16 +38,20 @@ fn too_many_sends_are_put_off_and_three_times_too_many_close_the_session() {
     assert_eq!(session.until_closed(), 4008);
     // Over HTTP the same user is told to wait, too.
     let path = format!("/v1/conversations/{direct}/messages");
-    let replies: Vec<_> = (0..10)
-        .map(|_| server.call("POST", &path, &ben.token, json!({ "body": "x" })))
-        .collect();
+    // At once: where each waits for engines they would be no more than five a second.
+    let post = || server.call("POST", &path, &ben.token, json!({ "body": "x" }));
+    let replies: Vec<_> = std::thread::scope(|scope| {
+        let posts: Vec<_> = (0..10).map(|_| scope.spawn(post)).collect();
+        let ended = posts.into_iter().map(|post| post.join());
+        ended.map(|reply| reply.expect("a reply")).collect()
+    });
     let limited = replies
         .iter()
         .find(|r| r.status == 429)
         .expect("one of them");
     assert_eq!(limited.code(), "rate_limited");
     assert!(limited.header("retry-after").is_some());
-    assert_eq!(replies[0].status, 201);
+    assert!(replies.iter().any(|reply| reply.status == 201));
 }
 
 #[test]

@@ -231,6 +231,18 @@ fn to_gateway() -> impl Strategy<Value = ToGateway> {
             conversation: ConversationId(c),
             seq,
         }),
+        (any::<(u64, u64)>(), 0..3).prop_map(|((id, revision), kind)| {
+            let subject = match kind {
+                0 => RevocationSubject::User(UserId(id)),
+                1 => RevocationSubject::Device(DeviceId(id)),
+                _ => RevocationSubject::SignIn(SignInId(id)),
+            };
+            ToGateway::Revoked(Revocation {
+                revision,
+                subject,
+                not_before: id / 2,
+            })
+        }),
         any::<u64>().prop_map(|session| ToGateway::Replaced {
             session: SessionId(session),
         }),
