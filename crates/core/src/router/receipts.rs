@@ -13,6 +13,8 @@ use crate::rows::CursorRow;
 pub(crate) struct Dirty {
     rows: BTreeMap<(ConversationId, UserId), CursorRow>,
     flushed: Micros,
+    /// One of them says that something was read.
+    has_read: bool,
     /// Since when another router may have moved cursors that are known here. Absent: since the start.
     doubted: Option<Micros>,
     /// None can have.
@@ -35,7 +37,7 @@ impl Dirty {
 
     /// Rows that the store may not have are written again with the next flush.
     fn again(&mut self, rows: Vec<CursorRow>) {
-        self.check = true;
+        (self.check, self.has_read) = (true, true);
         for row in rows {
             let kept = self.rows.entry((row.conversation, row.user)).or_insert(row);
             kept.delivered = kept.delivered.max(row.delivered);
@@ -66,6 +68,7 @@ impl Router {
             return;
         }
         conversation.put_cursor(row.user, delivered, read);
+        self.receipts.has_read |= read > known.read;
         self.receipts.rows.insert(
             (row.conversation, row.user),
             CursorRow {
@@ -88,10 +91,14 @@ impl Router {
             let unanswered = std::mem::take(&mut self.receipts.flying);
             self.receipts.again(unanswered);
         }
-        if self.receipts.rows.is_empty() || since < self.config.cursor_flush_every {
+        let every = match self.receipts.has_read {
+            true => self.config.cursor_flush_every,
+            false => self.config.delivered_flush_every,
+        };
+        if self.receipts.rows.is_empty() || since < every {
             return;
         }
-        self.receipts.flushed = self.now;
+        (self.receipts.flushed, self.receipts.has_read) = (self.now, false);
         let rows: Vec<CursorRow> = std::mem::take(&mut self.receipts.rows)
             .into_values()
             .collect();

@@ -104,7 +104,7 @@ impl Default for Settings {
             request_timeout_ms: 4_000,
             delivery_timeout_ms: 20_000,
             refuse_after_ms: 1_800,
-            fetch_wait_ms: 100,
+            fetch_wait_ms: 300,
             fetch_bytes: 1 << 20,
             read_ahead_bytes: 2 << 20,
             keep_bytes: 1 << 20,

@@ -107,7 +107,7 @@ impl Default for Settings {
             session_ttl_s: 90,
             sessions_per_user_max: 64,
             last_seen_days: 30,
-            session_cache_ms: 10_000,
+            session_cache_ms: 60_000,
             session_cache_max: 100_000,
             watched_max: 200_000,
             marks_days: 30,
@@ -116,7 +116,7 @@ impl Default for Settings {
             recent_bytes_max: 64 << 10,
             recent_ttl_s: 600,
             members_ttl_s: 3_600,
-            members_cache_ttl_s: 60,
+            members_cache_ttl_s: 600,
             members_cache_max: 4_000_000,
         }
     }

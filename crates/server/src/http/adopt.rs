@@ -36,6 +36,10 @@ const CONNECTIONS_MAX: usize = 4096;
 /// How long a connection may take over a request's head, or wait between requests.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
+/// The same for a proxy's connections: longer than it keeps them without a request itself, since one that is closed
+/// under its next request is an error for whoever made that.
+const PROXIED_IDLE_MAX: Duration = Duration::from_secs(90);
+
 /// What workers are given: it hands connections to `router` on `runtime`.
 pub fn adopter(router: Router, runtime: tokio::runtime::Handle) -> impl Fn() -> HttpHandoff {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
@@ -97,9 +101,14 @@ async fn serve(
         }
         router.clone().oneshot(request)
     });
+    let idle_max = if is_proxied {
+        PROXIED_IDLE_MAX
+    } else {
+        IDLE_MAX
+    };
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(IDLE_MAX)
+        .header_read_timeout(idle_max)
         .max_buf_size(64 << 10)
         .serve_connection(io, service)
         .await?;
