@@ -722,7 +722,7 @@ fn fill(holes: &mut Vec<(u64, u64)>, from: u64, to: u64) {
     *holes = left;
 }
 
-fn plain_hash(encoding: Encoding, bytes: &[u8]) -> u64 {
+pub(crate) fn plain_hash(encoding: Encoding, bytes: &[u8]) -> u64 {
     match body::inflate(encoding, bytes, usize::MAX) {
         Ok(plain) => body_hash(&plain),
         Err(_) => body_hash(bytes),

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidings_core::ids::{ConversationId, UserId};
-use tidings_core::record::Role;
-use tidings_verify::history::{Final, Member};
+use tidings_core::record::{Encoding, Kind, Role};
+use tidings_core::rows::EventRow;
+use tidings_protocol::wire;
+use tidings_verify::history::{Deliver, EventKind, Final, Member};
 
-use crate::devices::Device;
+use crate::devices::{Device, plain_hash};
 use crate::reference;
 use crate::setup::FAULTS_FOR;
 use crate::world::{Event, MS, SECOND, START, World};
@@ -20,6 +22,9 @@ const SETTLES_WITHIN: u64 = 240 * SECOND;
 
 /// Every history has so many numbered messages: 500, and a few that restored devices number twice.
 const NUMBERED_MIN: u64 = 520;
+
+/// The auditor's user and device id; those of the others are small.
+const AUDITOR: u64 = u64::MAX;
 
 type Rooms = BTreeMap<ConversationId, reference::Room>;
 
@@ -119,6 +124,7 @@ impl World {
             }
         }
         self.judge_hidden(&rooms);
+        self.record_audit(&rooms);
         let accepted: BTreeSet<Accepted> = (rooms.iter())
             .flat_map(|(id, room)| {
                 room.facts
@@ -147,6 +153,57 @@ impl World {
                     head,
                 });
             }
+        }
+    }
+
+    /// An auditor reads all rows: what was written while its author was the only member, who then was
+    /// removed and invited anew, nobody else can ever be shown.
+    fn record_audit(&mut self, rooms: &Rooms) {
+        let (at, user, device) = (self.now, AUDITOR, AUDITOR);
+        for (id, room) in rooms {
+            let conversation = id.0;
+            let rows: Vec<EventRow> = self.store.events(*id).cloned().collect();
+            self.record(Member {
+                at,
+                conversation,
+                user,
+                from_seq: 1,
+                to_seq: 0,
+            });
+            for row in rows {
+                let of_server = row.members.is_some();
+                let encoding = match row.encoding {
+                    Encoding::Identity => wire::Encoding::Identity,
+                    Encoding::Zstd => wire::Encoding::Zstd,
+                };
+                self.record(Deliver {
+                    at,
+                    user,
+                    device,
+                    conversation,
+                    seq: row.seq,
+                    ts: row.ts,
+                    author: row.user.0,
+                    sender: row.sender.0,
+                    grant: row.grant,
+                    counter: row.counter,
+                    id: if of_server { 0 } else { row.id.0 },
+                    kind: match row.kind {
+                        Kind::Text => EventKind::Text,
+                        Kind::Json => EventKind::Json,
+                        Kind::Empty => EventKind::Empty,
+                        Kind::Members => EventKind::Members,
+                    },
+                    body_hash: plain_hash(encoding, &row.body),
+                });
+            }
+            self.record(Final {
+                at,
+                user,
+                device,
+                conversation,
+                head: room.head.seq,
+            });
         }
     }
 
@@ -239,7 +296,7 @@ fn lacks(device: &Device, rooms: &Rooms) -> Option<String> {
     None
 }
 
-fn fact(row: &tidings_core::rows::EventRow) -> reference::Fact {
+fn fact(row: &EventRow) -> reference::Fact {
     reference::Fact {
         seq: row.seq,
         position: row.position,
