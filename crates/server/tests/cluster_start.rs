@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 #[path = "../../engines/tests/stack/mod.rs"]
@@ -103,6 +103,18 @@ const USER: &str = "tidings";
 fn free_address() -> String {
     let free = TcpListener::bind("127.0.0.1:0").expect("a free port");
     free.local_addr().expect("an address").to_string()
+}
+
+/// Makes what is in the engines. The tests of this file share it, and Cassandra takes one migration at a time.
+fn migrate(keys: &Path) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let migrated = to_its_end(program("migrate", keys));
+    assert!(
+        migrated.status.success(),
+        "{}",
+        String::from_utf8_lossy(&migrated.stderr)
+    );
 }
 
 /// A database that is there and empty, for `migrate` or for nobody.
@@ -230,12 +242,7 @@ fn what_is_wrong_at_the_start_is_one_line_with_its_setting() {
     std::fs::create_dir(&no_keys).expect("a fresh folder");
     make_database(DATABASE);
     make_database("test_start_empty");
-    let migrated = to_its_end(program("migrate", &keys));
-    assert!(
-        migrated.status.success(),
-        "{}",
-        String::from_utf8_lossy(&migrated.stderr)
-    );
+    migrate(&keys);
 
     let refusing = cassandra_that_refuses();
     let no_one_lets_in = format!("cassandra.hosts={refusing}");
@@ -449,12 +456,7 @@ fn a_server_that_is_told_to_wait_becomes_ready_when_its_engines_come() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let keys = folder.path().join("keys");
     make_database(DATABASE);
-    let migrated = to_its_end(program("migrate", &keys));
-    assert!(
-        migrated.status.success(),
-        "{}",
-        String::from_utf8_lossy(&migrated.stderr)
-    );
+    migrate(&keys);
     // Their ports open one after the other, so that each is waited for.
     let late = [
         (free_address(), PGBOUNCER),
