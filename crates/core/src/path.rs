@@ -129,7 +129,7 @@ pub enum Effect {
     FannedOut {
         /// The event.
         row: Arc<EventRow>,
-        /// Whether the conversation has at most [`Config::inbox_members_max`] members.
+        /// Whether the conversation has at most [`crate::router::INBOX_MEMBERS_MAX`] members.
         is_small: bool,
     },
     /// The directory's change of this version has become an event: its outbox may forget it.

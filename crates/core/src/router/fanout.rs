@@ -2,9 +2,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
-use super::Counters;
 use super::conversation::Conversation;
 use super::flight::Cargo;
+use super::{Counters, INBOX_MEMBERS_MAX};
 use crate::ids::{ConversationId, GatewayId, Micros, Seq};
 use crate::path::{Effect, Router};
 use crate::ports::peers::{Handed, ToGateway};
@@ -68,7 +68,7 @@ impl Router {
         };
         let conversation: &Conversation = self.conversations.entry(id).or_default();
         let gateways = conversation.interested.len() as u32;
-        let is_small = conversation.head().members <= self.config.inbox_members_max;
+        let is_small = conversation.head().members <= INBOX_MEMBERS_MAX;
         if everybody {
             self.out.push(Effect::Broadcast(message));
         } else {

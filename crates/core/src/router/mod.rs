@@ -43,9 +43,6 @@ pub struct Config {
     pub digest_every: Micros,
     /// Conversations with more members get no single receipts. 256 (design.md, "Receipts").
     pub receipt_members_max: u32,
-    /// In conversations with more members nothing is done for those without a session: their cursor
-    /// against the head says it all. 100 (design.md, "Fan-out").
-    pub inbox_members_max: u32,
     /// When a gateway hasn't said after this that it fanned an event out, it isn't waited for. 30 s.
     pub handed_max: Micros,
     /// Conversations kept in memory; quiet ones beyond it are forgotten and read again when needed.
@@ -54,7 +51,8 @@ pub struct Config {
     pub early_max: usize,
 }
 
-/// [`Config::inbox_members_max`], unless told otherwise.
+/// In conversations with more members nothing is done for those without a session: their cursor
+/// against the head says it all (design.md, "Fan-out").
 pub const INBOX_MEMBERS_MAX: u32 = 100;
 
 impl Default for Config {
@@ -70,7 +68,6 @@ impl Default for Config {
             cursor_check_for: 60_000_000,
             digest_every: 10_000_000,
             receipt_members_max: 256,
-            inbox_members_max: INBOX_MEMBERS_MAX,
             handed_max: 30_000_000,
             conversations_max: 200_000,
             early_max: 100_000,

@@ -155,11 +155,7 @@ impl GatewayCore {
         let is_whole =
             kept.last().is_some_and(|last| last.seq == read.to) || bytes >= read.bytes_max;
         if is_whole || read.stage == Stage::Again {
-            let had = std::mem::take(&mut read.had);
-            return match had.len() > kept.len() {
-                true => self.read_done(out, request, &had.iter().collect::<Vec<_>>()),
-                false => self.read_done(out, request, &kept),
-            };
+            return self.read_done(out, request, &kept);
         }
         read.had = kept.into_iter().cloned().collect();
         read.stage = Stage::Tail;
@@ -202,12 +198,15 @@ impl GatewayCore {
         );
     }
 
+    /// Gives these rows, or those known before where they are more.
     fn read_done<O: Outbound>(&mut self, out: &mut O, request: u64, rows: &[&EventRow]) {
         let Some(Request::Read(read)) = self.requests.remove(&request) else {
             return;
         };
         self.reading
             .remove(&(read.conversation, read.from, read.to));
+        let had: Vec<&EventRow> = read.had.iter().collect();
+        let rows = if had.len() > rows.len() { &had } else { rows };
         self.give(
             out,
             read.conversation,
@@ -266,10 +265,7 @@ impl GatewayCore {
                     let lost = StoreError::Unavailable("no answer in time".to_owned());
                     self.events_read(out, id, Err(lost));
                 }
-                Some(Request::Read(read)) => {
-                    let had = read.had.clone();
-                    self.read_done(out, id, &had.iter().collect::<Vec<_>>());
-                }
+                Some(Request::Read(_)) => self.read_done(out, id, &[]),
                 Some(Request::Open { .. }) => self.open_lost(out, id),
                 Some(Request::Interest { .. }) => self.interest_lost(out, id),
                 Some(Request::Presence { .. }) => self.presence_lost(id),

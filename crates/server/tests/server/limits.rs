@@ -38,10 +38,11 @@ fn too_many_sends_are_put_off_and_three_times_too_many_close_the_session() {
     assert_eq!(session.until_closed(), 4008);
     // Over HTTP the same user is told to wait, too.
     let path = format!("/v1/conversations/{direct}/messages");
-    // At once: where each waits for engines they would be no more than five a second.
     let post = || server.call("POST", &path, &ben.token, json!({ "body": "x" }));
+    assert_eq!(post().status, 201);
+    // At once: where each waits for engines they would be no more than five a second.
     let replies: Vec<_> = std::thread::scope(|scope| {
-        let posts: Vec<_> = (0..10).map(|_| scope.spawn(post)).collect();
+        let posts: Vec<_> = (0..9).map(|_| scope.spawn(post)).collect();
         let ended = posts.into_iter().map(|post| post.join());
         ended.map(|reply| reply.expect("a reply")).collect()
     });
@@ -51,7 +52,6 @@ fn too_many_sends_are_put_off_and_three_times_too_many_close_the_session() {
         .expect("one of them");
     assert_eq!(limited.code(), "rate_limited");
     assert!(limited.header("retry-after").is_some());
-    assert!(replies.iter().any(|reply| reply.status == 201));
 }
 
 #[test]
