@@ -467,6 +467,31 @@ fn flip(disk: &SimDisk, name: &str, place: u64) {
     file.write_all_at(&[!byte[0]], place).unwrap();
 }
 
+/// A frame that is whole and counts two records where there is one: whoever reads on from the second
+/// would be given the record after it, as if nothing were missing.
+#[test]
+fn a_frame_that_counts_wrongly_is_refused() {
+    run(async {
+        let disk = SimDisk::new();
+        let log = open(&disk);
+        suite::append(&log, vec![record("one", 0)]).await.unwrap();
+        log.shutdown();
+        let file = disk.open(&segment_names(&disk)[0]).unwrap();
+        let mut header = [0; 52];
+        file.read_exact_at(&mut header, 36).unwrap();
+        header[40] = 2;
+        let mut sum = crc32fast::Hasher::new();
+        sum.update(&7u64.to_le_bytes());
+        sum.update(&header[..48]);
+        header[48..].copy_from_slice(&sum.finalize().to_le_bytes());
+        file.write_all_at(&header, 36).unwrap();
+        match FileLog::open(parts(&disk), small()).err() {
+            Some(OpenError::Damaged(why)) => assert!(why.contains("counts"), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    });
+}
+
 #[test]
 fn damage_that_no_crash_leaves_is_refused_and_a_torn_tail_is_cut() {
     run(async {

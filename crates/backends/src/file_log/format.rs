@@ -44,6 +44,10 @@ const SEGMENT_MAGIC: [u8; 4] = *b"tLsg";
 pub(super) const FRAME_MAGIC: [u8; 4] = *b"tLfr";
 const SLOT_MAGIC: [u8; 4] = *b"tLps";
 
+/// No log comes so far: a million records a second for 292,000 years. Offsets near the end of their
+/// range would have no next one.
+pub(super) const OFFSET_MAX: u64 = u64::MAX / 2;
+
 /// Why a header can't be used.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Bad {
@@ -96,6 +100,9 @@ impl Slot {
 
     pub fn decode(bytes: &[u8; SLOT_BYTES]) -> Result<Slot, Bad> {
         let (epoch, committed, generation) = unsealed(SLOT_MAGIC, bytes)?;
+        if generation > OFFSET_MAX {
+            return Err(Bad::Damaged);
+        }
         Ok(Slot {
             epoch,
             committed,
@@ -161,6 +168,20 @@ impl FrameHeader {
 
     pub fn fits(&self, body: &[u8], salt: u64) -> bool {
         salted_crc(salt, body) == self.body_crc
+    }
+
+    /// Whether a body whose checksum fits holds as many records as the header says, and nothing else.
+    pub fn counts(&self, mut body: &[u8]) -> bool {
+        for _ in 0..self.count {
+            let Some((len, rest)) = body.split_first_chunk::<4>() else {
+                return false;
+            };
+            match rest.split_at_checked(u32::from_le_bytes(*len) as usize) {
+                Some((_, behind)) => body = behind,
+                None => return false,
+            }
+        }
+        body.is_empty()
     }
 
     /// The offset behind its last record.
@@ -317,6 +338,19 @@ mod tests {
             "another log's salt"
         );
         assert_eq!(FrameHeader::decode(&good[..40], 7), Err(Bad::Damaged));
+    }
+
+    #[test]
+    fn a_body_has_as_many_records_as_its_header_counts() {
+        let good = frame();
+        let header = FrameHeader::decode(&good, 7).expect("it is whole");
+        let body = &good[FRAME_HEADER_BYTES..];
+        let count = |count| FrameHeader { count, ..header };
+        let counts: Vec<bool> = (0..5).map(|n| count(n).counts(body)).collect();
+        assert_eq!(counts, [false, false, true, false, false]);
+        assert!(count(0).counts(b""));
+        let longer = u32::MAX.to_le_bytes();
+        assert!(!count(1).counts(&longer), "a record longer than the body");
     }
 
     #[test]

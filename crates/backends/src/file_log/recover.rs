@@ -12,8 +12,8 @@ use tidings_core::ids::Micros;
 use tidings_core::ports::disk::{Disk, DiskFile};
 
 use super::format::{
-    Bad, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, SEGMENT_HEADER_BYTES, SegmentHeader,
-    segment_first, segment_name,
+    Bad, FRAME_HEADER_BYTES, FRAME_MAGIC, FrameHeader, OFFSET_MAX, SEGMENT_HEADER_BYTES,
+    SegmentHeader, segment_first, segment_name,
 };
 use super::position::PositionFile;
 use super::window::Window;
@@ -306,7 +306,7 @@ impl Scan {
             }
         };
         let facts = *self.facts.get_or_insert((header.epoch, header.salt));
-        if header.first != first || (header.epoch, header.salt) != facts {
+        if header.first != first || first > OFFSET_MAX || (header.epoch, header.salt) != facts {
             return Err(OpenError::Damaged(format!(
                 "{name} doesn't belong to this log"
             )));
@@ -335,6 +335,10 @@ impl Scan {
                         "{name} has records from {} behind {}",
                         frame.first, segment.end
                     );
+                    return Err(OpenError::Damaged(why));
+                }
+                Next::Miscounted => {
+                    let why = format!("{name} counts records at byte {} wrongly", segment.bytes);
                     return Err(OpenError::Damaged(why));
                 }
                 Next::End => break true,
@@ -401,6 +405,8 @@ impl Scan {
 
 enum Next {
     Frame(FrameHeader),
+    /// Whole, but it doesn't hold the records that its header counts: never the work of a crash.
+    Miscounted,
     End,
     Bad(Bad),
 }
@@ -418,7 +424,10 @@ fn next_frame(window: &mut Window<'_>, segment: &Segment, salt: u64) -> io::Resu
         Err(bad) => return Ok(Next::Bad(bad)),
     };
     match window.get(at + FRAME_HEADER_BYTES as u64, header.body_bytes as usize)? {
-        Some(body) if header.fits(body, salt) => Ok(Next::Frame(header)),
+        Some(body) if header.fits(body, salt) => Ok(match header.counts(body) {
+            true => Next::Frame(header),
+            false => Next::Miscounted,
+        }),
         _ => Ok(Next::Bad(Bad::Damaged)),
     }
 }

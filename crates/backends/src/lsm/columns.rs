@@ -27,8 +27,15 @@ const COMPRESS_MIN: usize = 24;
 /// event with the longest body that a record can carry.
 const RAW_MAX: u64 = 64 << 20;
 
+/// Nor are all columns of a block together: room for the four of a footer.
+const RAW_SUM_MAX: u64 = 4 * RAW_MAX;
+
 /// No layout has more columns.
 const COLUMNS_MAX: usize = 24;
+
+/// No block of ours has more rows, since a row takes much more memory than a byte that is said to be
+/// repeated so often.
+pub const ROWS_MAX: usize = 1 << 18;
 
 thread_local! {
     /// A context is 100 KB and more: made once for each thread that reads.
@@ -156,6 +163,9 @@ fn layout(stored: &[u8]) -> Result<Vec<Stored<'_>>, Malformed> {
         }
         heads.push((raw as usize, form, len as usize));
     }
+    if heads.iter().map(|(raw, ..)| *raw as u64).sum::<u64>() > RAW_SUM_MAX {
+        return Err(damaged);
+    }
     let mut columns = Vec::with_capacity(count);
     for (raw, form, len) in heads {
         columns.push(Stored {
@@ -217,6 +227,25 @@ mod tests {
             damaged[i] ^= 0x10;
             assert!(unseal(&damaged.into()).is_err(), "byte {i}");
         }
+    }
+
+    #[test]
+    fn a_block_cannot_claim_more_than_any_has() {
+        let block = |columns: u8, raw: u64| {
+            let mut out = vec![columns];
+            for _ in 0..columns {
+                varint::put(&mut out, raw);
+                out.extend_from_slice(&[CONSTANT, 1]);
+            }
+            out.resize(out.len() + usize::from(columns), 0);
+            let sum = crc32fast::hash(&out);
+            out.extend_from_slice(&sum.to_le_bytes());
+            out
+        };
+        let lengths = |columns, raw| stored_lengths(&block(columns, raw)).map(|all| all.len());
+        assert_eq!(lengths(4, RAW_MAX), Ok(4));
+        assert_eq!(lengths(1, RAW_MAX + 1).ok(), None, "one column");
+        assert_eq!(lengths(23, RAW_MAX).ok(), None, "all of them together");
     }
 
     #[test]

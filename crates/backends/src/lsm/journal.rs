@@ -260,7 +260,9 @@ fn name(number: u64) -> String {
 
 fn number(name: &str) -> Option<u64> {
     let digits = name.strip_prefix(PREFIX)?;
-    digits.parse().ok().filter(|n| self::name(*n) == name)
+    let number = digits.parse().ok().filter(|n| self::name(*n) == name);
+    // There is a next one of each of ours.
+    number.filter(|n| *n < u64::MAX)
 }
 
 /// Whether a file of this name is part of a journal.
@@ -387,6 +389,14 @@ mod tests {
             read: n,
         };
         (0..n).map(row).collect()
+    }
+
+    #[test]
+    fn a_name_without_a_next_one_is_not_ours() {
+        assert_eq!(number(&name(12)), Some(12));
+        assert_eq!(number(&name(u64::MAX - 1)), Some(u64::MAX - 1));
+        assert_eq!(number(&name(u64::MAX)), None);
+        assert_eq!(number("cursors-12"), None);
     }
 
     #[test]

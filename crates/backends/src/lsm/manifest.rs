@@ -28,6 +28,9 @@ const HEAD_LEN: usize = 16;
 /// No manifest of ours is longer: what claims to be is damaged.
 const LEN_MAX: u64 = 16 << 20;
 
+/// Numbers are never given out so far: one segment a microsecond takes 285 years.
+const SEGMENT_MAX: u64 = 1 << 53;
+
 /// See the module.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Manifest {
@@ -98,7 +101,13 @@ impl Manifest {
                 },
             );
         }
-        Ok(manifest)
+        let last = manifest.segments.keys().next_back();
+        let is_next = last.is_none_or(|last| *last < manifest.next_segment);
+        if is_next && manifest.next_segment <= SEGMENT_MAX {
+            Ok(manifest)
+        } else {
+            Err(r.malformed())
+        }
     }
 
     /// Reads the manifest of a folder in which one exists.
@@ -140,6 +149,25 @@ impl Manifest {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_number_that_was_given_is_not_given_again() {
+        for (next_segment, is_good) in [
+            (8, true),
+            (7, false),
+            (0, false),
+            (SEGMENT_MAX, true),
+            (u64::MAX, false),
+        ] {
+            let manifest = Manifest {
+                next_segment,
+                segments: [(7, 12)].into(),
+                ..Manifest::default()
+            };
+            let read = Manifest::decode(&manifest.encode());
+            assert_eq!(read.is_ok(), is_good, "next {next_segment}");
+        }
+    }
 
     #[test]
     fn a_manifest_round_trips_and_any_changed_byte_is_noticed() {

@@ -24,7 +24,7 @@ use tidings_core::rows::{
 };
 use tidings_core::varint::{self, Malformed, Reader};
 
-use super::columns::{Sealer, delta, undelta, unseal};
+use super::columns::{ROWS_MAX, Sealer, delta, undelta, unseal};
 
 const WHAT: &str = "state block";
 
@@ -312,7 +312,11 @@ impl RowBlock {
             columns: std::array::from_fn(|i| Reader::new(&columns[i], WHAT)),
             context: Context::default(),
         };
-        let mut rows: Vec<Row> = Vec::with_capacity(columns[Column::Tags as usize].len());
+        let total = columns[Column::Tags as usize].len();
+        if total > ROWS_MAX {
+            return Err(Malformed { what: WHAT });
+        }
+        let mut rows: Vec<Row> = Vec::with_capacity(total);
         while !decoder.column(Column::Runs).is_empty() {
             let conversation = ConversationId(decoder.column(Column::Conversations).fixed64()?);
             let len = decoder.column(Column::Runs).varint()?;

@@ -12,7 +12,7 @@ use tidings_core::rows::{
 };
 
 use super::cache::{Block, BlockId, Cache};
-use super::columns::{Sealer, unseal};
+use super::columns::{ROWS_MAX, Sealer, unseal};
 use super::events::{self, EventBlock};
 use super::rows::{self, Row, RowBlock};
 use super::{LsmStore, Options};
@@ -169,6 +169,47 @@ fn a_store_at_rest_has_its_rows_flushed_once_they_are_many() {
     assert!(store.inner.is_quiet(&mut puts));
     store.flush().unwrap();
     assert!(!store.inner.is_quiet(&mut puts), "nothing more to flush");
+}
+
+#[test]
+fn a_block_with_more_rows_than_any_has_is_refused() {
+    for (rows, is_good) in [(ROWS_MAX as u64, true), (ROWS_MAX as u64 + 1, false)] {
+        let mut sealer = Sealer::new(1).unwrap();
+        let mut stored = Vec::new();
+        let empty = |seq| {
+            let position = Position::default();
+            EventRow::empty(ConversationId(3), seq, position, seq, seq - 1)
+        };
+        let all: Vec<EventRow> = (1..=rows).map(empty).collect();
+        events::encode(&all, &mut sealer, &mut stored).unwrap();
+        let block = EventBlock::decode(&stored.into());
+        assert_eq!(block.is_ok(), is_good, "{rows} events");
+        let mut stored = Vec::new();
+        let all: Vec<Row> = (1..=rows).map(|user| row(user, 2)).collect();
+        rows::encode(&all, &mut sealer, &mut stored).unwrap();
+        let block = RowBlock::decode(&stored.into());
+        assert_eq!(block.is_ok(), is_good, "{rows} rows");
+    }
+}
+
+/// 2^22 changes in 4 MiB of which all but one byte could be left out: 200 bytes on the disk.
+#[test]
+fn a_block_with_more_changes_of_members_than_any_has_is_refused() {
+    let change = MemberChange {
+        user: UserId(0),
+        role: Role::Member,
+        before: GrantState::default(),
+    };
+    for (changes, is_good) in [(1 << 22, true), ((1 << 22) + 1, false)] {
+        let mut event = event(4, 6);
+        event.user = change.user;
+        event.members.as_mut().unwrap().changes = vec![change; changes];
+        let mut stored = Vec::new();
+        let all = [event];
+        events::encode(&all, &mut Sealer::new(1).unwrap(), &mut stored).unwrap();
+        let block = EventBlock::decode(&stored.into());
+        assert_eq!(block.is_ok(), is_good, "{changes} changes");
+    }
 }
 
 proptest! {

@@ -7,10 +7,13 @@ use tidings_core::record::{ConversationKind, Encoding, Kind, Role};
 use tidings_core::rows::{Before, EventRow, GrantState, MemberChange, MembersBody, SenderState};
 use tidings_core::varint::{Malformed, Reader};
 
-use super::super::columns::{undelta, unseal};
+use super::super::columns::{ROWS_MAX, undelta, unseal};
 use super::*;
 
 const WHAT: &str = "event block";
+
+/// No block of ours has more changes of members: 1,365 events of 1,000 at the default size.
+const CHANGES_MAX: usize = 1 << 22;
 
 /// A row without its conversation and body bytes.
 struct Compact {
@@ -158,6 +161,7 @@ struct Decoder<'a> {
     block: EventBlock,
     last_of: Vec<Last>,
     body_end: usize,
+    changes_left: usize,
 }
 
 impl<'a> Decoder<'a> {
@@ -177,6 +181,7 @@ impl<'a> Decoder<'a> {
             },
             last_of: Vec::new(),
             body_end: 0,
+            changes_left: CHANGES_MAX,
         };
         let mut flags = *decoder.column(Column::SenderFlags);
         while !flags.is_empty() {
@@ -198,6 +203,9 @@ impl<'a> Decoder<'a> {
 
     fn run(mut self) -> Result<EventBlock, Malformed> {
         let total = self.column(Column::Kinds).rest().len();
+        if total > ROWS_MAX {
+            return Err(Malformed { what: WHAT });
+        }
         self.block.rows.reserve_exact(total);
         while !self.column(Column::Runs).is_empty() {
             let conversation = ConversationId(self.column(Column::Conversations).fixed64()?);
@@ -371,9 +379,10 @@ impl<'a> Decoder<'a> {
             .map_err(|_| malformed)?
             .to_owned();
         let count = extra.varint()?;
-        if count > extra.rest().len() as u64 {
+        if count > extra.rest().len().min(self.changes_left) as u64 {
             return Err(malformed);
         }
+        self.changes_left -= count as usize;
         let mut changes = Vec::with_capacity(count as usize);
         for _ in 0..count {
             let code = self.column(Column::Extra).byte()?;

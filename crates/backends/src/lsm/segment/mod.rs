@@ -152,3 +152,70 @@ fn decode_row_index(bytes: &[u8]) -> Result<Vec<RowEntry>, Malformed> {
     }
     Ok(entries)
 }
+
+#[cfg(test)]
+mod tests {
+    use tidings_core::ports::disk::Disk;
+    use tidings_core::rows::EventRow;
+
+    use super::super::columns::{Sealer, unseal};
+    use super::*;
+    use crate::disk::SimDisk;
+
+    fn content(disk: &SimDisk, name: &str) -> Vec<u8> {
+        let file = disk.open(name).unwrap();
+        let mut bytes = vec![0; file.len().unwrap() as usize];
+        file.read_exact_at(&mut bytes, 0).unwrap();
+        bytes
+    }
+
+    /// The segment with other places in the index of its events, under right checksums.
+    fn with_index(good: &[u8], change: impl Fn(&mut EventEntry)) -> Vec<u8> {
+        let start = good.len() - TRAILER_LEN;
+        let offset = u64::from_le_bytes(good[start..start + 8].try_into().unwrap());
+        let footer = good[offset as usize..start].to_vec();
+        let mut columns = unseal(&footer.into()).unwrap();
+        let mut index = decode_event_index(&columns[0]).unwrap();
+        index.iter_mut().for_each(change);
+        columns[0] = encode_event_index(&index).into();
+        let columns: Vec<&[u8]> = columns.iter().map(|column| &column[..]).collect();
+        let mut out = good[..offset as usize].to_vec();
+        let len = Sealer::new(1).unwrap().seal(&columns, &mut out).unwrap();
+        let mut trailer = offset.to_le_bytes().to_vec();
+        trailer.extend_from_slice(&(len as u32).to_le_bytes());
+        trailer.extend_from_slice(&FORMAT.to_le_bytes());
+        trailer.extend_from_slice(&MAGIC);
+        let sum = crc32fast::hash(&trailer);
+        trailer.extend_from_slice(&sum.to_le_bytes());
+        out.extend_from_slice(&trailer);
+        out
+    }
+
+    #[test]
+    fn an_index_that_names_what_is_not_there_is_refused_before_room_is_made_for_it() {
+        let disk = SimDisk::new();
+        let codec = Codec {
+            block_bytes: 100,
+            level: 1,
+        };
+        let mut writer = SegmentWriter::create(&disk, &name(1), codec, 10).unwrap();
+        for seq in 1..20 {
+            let position = Position::default();
+            let row = EventRow::empty(ConversationId(3), seq, position, seq, seq - 1);
+            writer.event(row).unwrap();
+        }
+        writer.finish().unwrap();
+        let good = content(&disk, &name(1));
+        let open = |change: &dyn Fn(&mut EventEntry)| {
+            let changed = with_index(&good, change);
+            let file = disk.open(&name(2)).unwrap();
+            file.set_len(0).unwrap();
+            file.write_all_at(&changed, 0).unwrap();
+            Segment::open(&disk, 2, changed.len() as u64).map(|segment| segment.event_blocks())
+        };
+        assert_eq!(open(&|_| ()), Ok(4));
+        open(&|entry| entry.len = u32::MAX).unwrap_err();
+        open(&|entry| entry.offset = u64::MAX).unwrap_err();
+        open(&|entry| entry.offset = good.len() as u64).unwrap_err();
+    }
+}

@@ -72,13 +72,21 @@ impl Segment {
         let [events, rows, filter, summary] = columns.as_slice() else {
             return Err(fail("the footer is damaged"));
         };
+        let event_index = decode_event_index(events).map_err(|e| fail(&e.to_string()))?;
+        let row_index = decode_row_index(rows).map_err(|e| fail(&e.to_string()))?;
+        // Whoever reads a block makes room for it first.
+        let places = event_index.iter().map(|e| (e.offset, e.len));
+        let mut places = places.chain(row_index.iter().map(|e| (e.offset, e.len)));
+        if places.any(|(at, len)| at.checked_add(len.into()).is_none_or(|end| end > offset)) {
+            return Err(fail("its index names blocks that aren't there"));
+        }
         Ok(Segment {
             number,
             len,
             summary: Summary::decode(summary).map_err(|e| fail(&e.to_string()))?,
             file,
-            event_index: decode_event_index(events).map_err(|e| fail(&e.to_string()))?,
-            row_index: decode_row_index(rows).map_err(|e| fail(&e.to_string()))?,
+            event_index,
+            row_index,
             filter: Filter::from_bytes(filter).ok_or_else(|| fail("the filter is damaged"))?,
         })
     }

@@ -6,7 +6,7 @@ use tidings_core::ids::{ConversationId, Position};
 use tidings_core::ports::disk::{Disk, DiskFile};
 use tidings_core::rows::EventRow;
 
-use super::super::columns::Sealer;
+use super::super::columns::{ROWS_MAX, Sealer};
 use super::super::filter::{Filter, conversation_hash, state_hash, user_hash};
 use super::super::rows::{self, Row};
 use super::super::{Trouble, events};
@@ -27,8 +27,9 @@ const WRITE_BYTES: usize = 256 << 10;
 /// Synced each so many bytes, so that one long flush at the end doesn't hold up the log's.
 const SYNC_BYTES: u64 = 8 << 20;
 
-/// What an event or a row of state takes before compression, beside the body.
+/// What an event, a change of members in one or a row of state takes before compression, beside the body.
 const EVENT_BYTES: usize = 24;
+const CHANGE_BYTES: usize = 10;
 const ROW_BYTES: usize = 40;
 
 /// See the module.
@@ -83,10 +84,11 @@ impl SegmentWriter {
     /// Adds an event; they come sorted by (conversation, seq), before all rows of state.
     pub fn event(&mut self, row: EventRow) -> Result<(), Trouble> {
         self.add_conversation(row.conversation);
-        self.gathered += EVENT_BYTES + row.body.len();
+        let changes = row.members.as_ref().map_or(0, |m| m.changes.len());
+        self.gathered += EVENT_BYTES + row.body.len() + CHANGE_BYTES * changes;
         self.summary.events += 1;
         self.events.push(row);
-        if self.gathered >= self.codec.block_bytes {
+        if self.gathered >= self.codec.block_bytes || self.events.len() == ROWS_MAX {
             self.end_event_block()
         } else {
             Ok(())
@@ -108,7 +110,7 @@ impl SegmentWriter {
         self.gathered += ROW_BYTES;
         self.summary.rows += 1;
         self.rows.push(row);
-        if self.gathered >= self.codec.block_bytes {
+        if self.gathered >= self.codec.block_bytes || self.rows.len() == ROWS_MAX {
             self.end_row_block()
         } else {
             Ok(())
