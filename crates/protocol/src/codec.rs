@@ -9,6 +9,7 @@ use crate::command::CommandRef;
 use crate::error::DecodeError;
 use crate::event::{EventRef, Page};
 use crate::limits::COMMANDS_PER_FRAME_MAX;
+use crate::update::check_update;
 use crate::wire::{ClientFrame, Command, HistoryPage, ServerFrame, SyncPage, Update};
 use crate::{Format, frame, json, proto};
 
@@ -86,9 +87,13 @@ pub fn encode_command(format: Format, command: &Command, out: &mut Vec<u8>) {
 /// [`crate::UNKNOWN`] in JSON and its number in protobuf.
 pub fn decode_server_frame(format: Format, payload: &[u8]) -> Result<ServerFrame, DecodeError> {
     match format {
-        Format::Proto => ServerFrame::decode(payload).map_err(|e| {
-            DecodeError::new(ErrorCode::BadRequest, format!("Not a `ServerFrame`: {e}."))
-        }),
+        Format::Proto => {
+            let frame = ServerFrame::decode(payload).map_err(|e| {
+                DecodeError::new(ErrorCode::BadRequest, format!("Not a `ServerFrame`: {e}."))
+            })?;
+            frame.updates.iter().try_for_each(check_update)?;
+            Ok(frame)
+        }
         Format::Json => {
             let items = json::frame_items(payload, usize::MAX)?.unwrap_or_default();
             let updates = items

@@ -25,6 +25,7 @@ pub mod limits;
 mod message_id;
 mod names;
 mod proto;
+mod update;
 
 pub use codec::{
     Commands, commands_decode, decode_client_frame, decode_server_frame, encode_client_frame,
