@@ -4,6 +4,8 @@ CHAT_KEYS=$STACK/data/chat/keys
 CHAT_TLS=$STACK/conf/chat/tls
 # chat_binary: what is run; built when nobody names one.
 chat_binary() { echo "${CHAT_BINARY:-${CARGO_TARGET_DIR:-$CLUSTER/../target}/release/tidings}"; }
+# chat_command ARGS...: the program, without the stack's own variable, which it would take for a setting that it doesn't know.
+chat_command() { env -u TIDINGS_STACK "$(chat_binary)" "$@"; }
 chat_install() {
     [ -z "${CHAT_BINARY:-}" ] || return 0
     say 'install: the chat server'
@@ -36,15 +38,15 @@ chat_configure() {
     render tidings.toml "$STACK/conf/chat/tidings.toml"
     chmod 600 "$STACK/conf/chat/tidings.toml"
 }
-# chat_run N: starts server N, which waits for its engines.
+# chat_run N [COMMAND...]: starts server N, which waits for its engines; by a command that runs what follows it, if there is one.
 chat_run() {
-    spawn "chat$1" "127.0.0.$1:$CHAT_PORT" "$(chat_binary)" serve --wait --config "$STACK/conf/chat/tidings.toml" --listen "127.0.0.$1:$CHAT_PORT" \
+    spawn "chat$1" "127.0.0.$1:$CHAT_PORT" "${@:2}" env -u TIDINGS_STACK "$(chat_binary)" serve --wait --config "$STACK/conf/chat/tidings.toml" --listen "127.0.0.$1:$CHAT_PORT" \
         --admin-listen "127.0.0.$1:$CHAT_ADMIN_PORT" --set "peers.listen=127.0.0.$1:$CHAT_PEERS_PORT"
 }
 chat_start() {
     local n
     chat_configure
-    "$(chat_binary)" migrate --wait --config "$STACK/conf/chat/tidings.toml" >"$STACK/log/migrate.log" 2>&1 || { log_tail migrate; die 'chat: migrate failed'; }
+    chat_command migrate --wait --config "$STACK/conf/chat/tidings.toml" >"$STACK/log/migrate.log" 2>&1 || { log_tail migrate; die 'chat: migrate failed'; }
     for n in 1 2 3; do chat_run "$n"; done
 }
 chat_ready() {
