@@ -10,6 +10,7 @@ use tidings_protocol::wire::{Ack, Encoding, Event, Kind, command, update};
 use tidings_protocol::{body, limits};
 use tokio::sync::watch;
 
+use super::ledger::Ledger;
 use crate::witness::{History, Watcher};
 
 /// The longest time that is told apart from longer ones, in microseconds: ten minutes.
@@ -65,7 +66,8 @@ impl Span {
         self.from.store(from, Ordering::Relaxed);
     }
 
-    fn counts(&self, at: u64) -> bool {
+    /// Whether what is meant to be sent then counts.
+    pub fn counts(&self, at: u64) -> bool {
         at >= self.from.load(Ordering::Relaxed) && at < self.to.load(Ordering::Relaxed)
     }
 }
@@ -158,6 +160,7 @@ pub(super) struct Wanted {
     pub coming_back: Option<Arc<Return>>,
     pub pause: Option<Arc<Pause>>,
     pub reconnections: Option<Arc<Mutex<Vec<Reconnection>>>>,
+    pub ledger: Option<Arc<Ledger>>,
 }
 
 #[derive(Default)]
@@ -200,12 +203,22 @@ impl Meter {
         };
         for at in acked.into_values().filter(|&at| self.span.counts(at)) {
             let took = now.saturating_sub(at);
+            if let Some(ledger) = &self.wanted.ledger {
+                ledger.acked(self.user, at, now);
+            }
             if let Some(acks) = &self.wanted.acks {
                 acks.add(took);
             }
             if let Some(pause) = &self.wanted.pause {
                 pause.ack.fetch_max(took, Ordering::Relaxed);
             }
+        }
+    }
+
+    fn refused(&self, counter: u64, now: u64) {
+        let at = lock(&self.waiting).1.get(&counter).copied();
+        if let (Some(ledger), Some(at)) = (&self.wanted.ledger, at) {
+            ledger.refused(self.user, at, now);
         }
     }
 
@@ -275,6 +288,9 @@ impl Watcher for Meter {
                 for update in &frame.updates {
                     match &update.update {
                         Some(update::Update::Ack(ack)) => self.answered(ack, now),
+                        Some(update::Update::Error(error)) if error.counter > 0 => {
+                            self.refused(error.counter, now);
+                        }
                         Some(update::Update::Receipts(receipts)) => {
                             if let Some(reading) = &self.wanted.reading {
                                 let others =
@@ -311,6 +327,9 @@ impl Watcher for Meter {
         };
         if self.span.counts(at) {
             let took = now.saturating_sub(at);
+            if let Some(ledger) = &self.wanted.ledger {
+                ledger.shown(event.user, at, now);
+            }
             if let Some(deliveries) = &self.wanted.deliveries {
                 deliveries.add(took);
             }

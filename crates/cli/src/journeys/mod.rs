@@ -5,9 +5,12 @@
 //! - [`people`] are real clients, recorded and judged by `tidings_verify` as they run; a [`meter`]
 //!   at each takes the times. Writers and readers are in this process: one clock.
 //! - [`online`], [`back`] and [`group`] are the journeys; [`report`] prints them beside their limits.
+//! - [`drill`] is a load while somebody breaks the servers; [`ledger`] has what became of each message.
 
 mod back;
+mod drill;
 mod group;
+mod ledger;
 mod meter;
 mod online;
 mod pace;
@@ -85,6 +88,11 @@ pub struct Args {
     /// back: for restarts and faults meanwhile
     #[arg(long, value_name = "SECONDS", conflicts_with_all = ["seconds", "only"])]
     steady: Option<u32>,
+    /// Only friends online and groups with all members online, until a line `end` comes on standard
+    /// input. Lines `fault NAME` and `healed NAME` mark what is done to the servers meanwhile. Says
+    /// `warm` after the warm-up, and at the end, as JSON, what clients met from each fault to the next
+    #[arg(long, conflicts_with_all = ["seconds", "only", "steady", "limits", "offline"])]
+    drill: bool,
     /// Also fail if a limit is broken; the usual ones, or those named here instead, in milliseconds
     #[arg(long, value_name = "NAME=MS", num_args = 0.., value_delimiter = ',', value_parser = limit)]
     limits: Option<Vec<(String, f64)>>,
@@ -137,7 +145,10 @@ fn say(what: &str) {
 /// # Errors
 /// If the server refuses what is asked, or nothing goes on any more.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    ensure!(args.offline < args.members, "nobody in a group is online");
+    ensure!(
+        args.drill || args.offline < args.members,
+        "nobody in a group is online"
+    );
     let address = args
         .server
         .to_socket_addrs()
@@ -160,6 +171,19 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         .worker_threads(2)
         .enable_all()
         .build()?;
+    if args.drill {
+        let outcome = runtime.block_on(drill::run(&world, drill_load(&args)?))?;
+        drop(runtime);
+        let verdict = history.finish()?;
+        let is_good = outcome.troubles.is_empty() && is_kept(&verdict);
+        let all = serde_json::json!({
+            "met": outcome.figures,
+            "troubles": outcome.troubles,
+            "verify": verdict,
+        });
+        println!("{all}");
+        return Ok(ExitCode::from(u8::from(!is_good)));
+    }
     let report = match args.steady {
         Some(seconds) => runtime.block_on(steady(&args, seconds, &world))?,
         None => runtime.block_on(journeys(&args, &world))?,
@@ -348,6 +372,20 @@ fn add_online(report: &mut Report, deliveries: &Samples, acks: &Samples, reads: 
         Judged::Told,
         "",
     );
+}
+
+fn drill_load(args: &Args) -> anyhow::Result<drill::Load> {
+    let in_groups = f64::from(args.groups) * args.group_rate;
+    ensure!(in_groups <= args.rate, "groups take more than the rate");
+    Ok(drill::Load {
+        pairs: args.pairs as usize,
+        groups: args.groups as usize,
+        members: args.members as usize,
+        pairs_rate: args.rate - in_groups,
+        group_rate: args.group_rate,
+        warm_up: args.warm_up,
+        seed: seed(args),
+    })
 }
 
 async fn steady(args: &Args, seconds: u32, world: &World) -> anyhow::Result<Report> {

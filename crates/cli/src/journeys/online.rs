@@ -1,5 +1,6 @@
 //! Two friends who are both online: messages both ways, read as they come.
 
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use tokio::sync::watch;
@@ -60,6 +61,7 @@ impl Pairs {
                     coming_back: None,
                     pause: Some(pause.clone()),
                     reconnections: Some(started.reconnections.clone()),
+                    ledger: None,
                 };
                 places.push(Place {
                     user,
@@ -113,13 +115,14 @@ pub(super) async fn send_among(
                     super::meter::lock(&told).push(format!("{error:#}"));
                 }
             });
+            ControlFlow::Continue(())
         });
     };
     tokio::task::spawn_blocking(run).await?;
     Ok(std::mem::take(&mut *super::meter::lock(&troubles)))
 }
 
-async fn marks_read(person: Arc<Person>, mut told: watch::Receiver<u64>) {
+pub(super) async fn marks_read(person: Arc<Person>, mut told: watch::Receiver<u64>) {
     while told.changed().await.is_ok() {
         let seq = *told.borrow_and_update();
         // A client that has ended shows itself at the end of the run.

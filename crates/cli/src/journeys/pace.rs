@@ -1,5 +1,6 @@
 //! An open loop: what is due is sent when it is due, whatever became of what was sent before.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,10 +19,11 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Calls `due` at each due time with that time and a random number; blocks its thread till the end.
+    /// Calls `due` at each due time with that time and a random number, until it says that it ends or
+    /// the last moment is reached; blocks its thread.
     ///
     /// A send is due at a random moment of each interval, so that it meets no other rhythm's beat.
-    pub fn run(self, span: &Arc<Span>, mut due: impl FnMut(u64, u64)) {
+    pub fn run(self, span: &Arc<Span>, mut due: impl FnMut(u64, u64) -> ControlFlow<()>) {
         if self.rate <= 0.0 {
             return;
         }
@@ -37,7 +39,9 @@ impl Pace {
             if wait > 0 {
                 std::thread::sleep(Duration::from_micros(wait));
             }
-            due(at, random_after(&mut seed));
+            if due(at, random_after(&mut seed)).is_break() {
+                return;
+            }
         }
     }
 }
