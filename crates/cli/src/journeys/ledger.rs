@@ -9,8 +9,8 @@ use super::meter::{Reconnection, lock};
 
 /// So many times the usual p99 is still on time.
 const ON_TIME: u64 = 2;
-/// This share of the messages may be late once a fault is over, or as many as were late before it.
-const LATE_SHARE: f64 = 0.001;
+/// A fault is over when all messages of so many microseconds are on time.
+const CALM: u64 = 5_000_000;
 
 /// One message; times in microseconds of the run's clock, 0: not yet.
 #[derive(Clone, Copy, Debug, Default)]
@@ -22,24 +22,29 @@ struct Fate {
     /// To the last of them so far.
     shown: u64,
     acked: u64,
-    /// Its first refusal.
-    refused: u64,
+    /// Until its sender knew that it is taken, or that nothing is taken for now.
+    told: u64,
 }
 
 impl Fate {
-    /// Until it was acknowledged and shown to all; `u64::MAX`: never.
-    fn took(&self) -> u64 {
-        match self.acked > 0 && self.shown_to >= self.readers {
-            true => self.acked.max(self.shown).saturating_sub(self.meant),
-            false => u64::MAX,
+    /// `u64::MAX`: never.
+    fn ack_took(&self) -> u64 {
+        match self.acked {
+            0 => u64::MAX,
+            at => at.saturating_sub(self.meant),
         }
     }
 
-    /// Until its sender knew more than that it was sent.
-    fn told(&self) -> u64 {
-        let times = [self.acked, self.refused];
-        let first = times.into_iter().filter(|&at| at > 0).min();
-        first.map_or(u64::MAX, |at| at.saturating_sub(self.meant))
+    /// To the last reader; `u64::MAX`: never.
+    fn delivery_took(&self) -> u64 {
+        match self.shown_to < self.readers {
+            true => u64::MAX,
+            false => self.shown.saturating_sub(self.meant),
+        }
+    }
+
+    fn took(&self) -> u64 {
+        self.ack_took().max(self.delivery_took())
     }
 }
 
@@ -49,6 +54,33 @@ struct Book {
     fates: HashMap<(u64, u64), Fate>,
     /// When anybody was shown anything.
     shown: Vec<u64>,
+    /// By author, when it was told that something is taken, or isn't for now.
+    answers: HashMap<u64, Vec<(u64, Answer)>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Answer {
+    Taken,
+    Refused,
+}
+
+impl Book {
+    /// How long a message's sender was in the dark. Who was refused the last time knows already that
+    /// what it writes now will wait, too.
+    fn told(&self, author: u64, fate: &Fate) -> u64 {
+        let answers = self.answers.get(&author).map_or(&[][..], Vec::as_slice);
+        let (before, after) = answers.split_at(answers.partition_point(|(at, _)| *at < fate.meant));
+        if before
+            .last()
+            .is_some_and(|(_, last)| *last == Answer::Refused)
+        {
+            return 0;
+        }
+        let refused = after.iter().find(|(_, what)| *what == Answer::Refused);
+        let taken = Some(fate.acked).filter(|&at| at > 0);
+        let first = taken.into_iter().chain(refused.map(|(at, _)| *at)).min();
+        first.map_or(u64::MAX, |at| at.saturating_sub(fate.meant))
+    }
 }
 
 /// Who tells what became of messages shares it.
@@ -66,17 +98,23 @@ impl Ledger {
     }
 
     pub fn acked(&self, author: u64, at: u64, now: u64) {
-        if let Some(fate) = lock(&self.0).fates.get_mut(&(author, at)) {
+        let mut book = lock(&self.0);
+        if let Some(fate) = book.fates.get_mut(&(author, at)) {
             fate.acked = now;
         }
+        book.answers
+            .entry(author)
+            .or_default()
+            .push((now, Answer::Taken));
     }
 
-    pub fn refused(&self, author: u64, at: u64, now: u64) {
-        if let Some(fate) = lock(&self.0).fates.get_mut(&(author, at))
-            && fate.refused == 0
-        {
-            fate.refused = now;
-        }
+    /// A message of this author's is refused for now.
+    pub fn refused(&self, author: u64, now: u64) {
+        let mut book = lock(&self.0);
+        book.answers
+            .entry(author)
+            .or_default()
+            .push((now, Answer::Refused));
     }
 
     pub fn shown(&self, author: u64, at: u64, now: u64) {
@@ -91,7 +129,11 @@ impl Ledger {
     /// What all faults did; `from`: when the load was warm, `end`: when it ended.
     pub fn figures(&self, marks: &[Mark], from: u64, end: u64, back: &[Reconnection]) -> Figures {
         let book = lock(&self.0);
-        let mut fates: Vec<Fate> = book.fates.values().copied().collect();
+        let told = |(&(author, _), fate): (&(u64, u64), &Fate)| Fate {
+            told: book.told(author, fate),
+            ..*fate
+        };
+        let mut fates: Vec<Fate> = book.fates.iter().map(told).collect();
         fates.sort_unstable_by_key(|fate| fate.meant);
         let mut shown = book.shown.clone();
         drop(book);
@@ -114,15 +156,21 @@ pub(super) struct Met {
     fault: String,
     messages: usize,
     late: usize,
-    /// From the fault until messages are on time again, as often as before it.
+    /// From the fault until messages are on time again.
     recovery: f64,
-    /// The same from when the fault was undone; absent if it wasn't.
+    /// From when the fault was undone until they are, the second time if that broke something; absent
+    /// if it wasn't undone.
     after_healed: Option<f64>,
-    /// Of the messages meant to be sent between both, the share on time.
+    /// Late in spite of both.
+    late_afterwards: usize,
+    /// Of the messages meant to be sent between both, the share on time, and how long half and all
+    /// but a tenth of them took to be acknowledged, and to be shown to all.
     on_time_meanwhile: Option<f64>,
+    meanwhile_to_ack: Option<[f64; 2]>,
+    meanwhile_to_delivery: Option<[f64; 2]>,
     longest_to_ack: f64,
     longest_to_delivery: f64,
-    /// Until a sender was told that its message is taken, or isn't for now.
+    /// Until a sender was told that its message is taken, or that nothing is for now.
     longest_untold: f64,
     /// Nobody was shown anything.
     longest_silence: f64,
@@ -183,7 +231,6 @@ fn figures(
         late as f64 / fates.len().max(1) as f64
     };
     let late_share_before = share(before);
-    let allowed = late_share_before.max(LATE_SHARE);
 
     let mut faults = Vec::new();
     for (at, fault) in starts.iter().enumerate() {
@@ -192,7 +239,16 @@ fn figures(
         let healed = marks
             .iter()
             .find(|mark| !mark.is_fault && mark.at >= fault.at && mark.at <= until);
-        let over = recovered(during, is_late, allowed, fault.at, until);
+        let lates = |from: u64| {
+            during
+                .iter()
+                .filter(move |&fate| fate.meant >= from && is_late(fate))
+        };
+        let over = recovered(lates(fault.at), fault.at, until);
+        let over_again = healed.map(|mark| recovered(lates(mark.at), mark.at, until));
+        // Of what goes on when the fault is undone, the end is told by both.
+        let is_calm =
+            |at: u64| at > over && healed.is_none_or(|mark| at < mark.at || Some(at) > over_again);
         let longest = |time: fn(&Fate) -> u64| during.iter().map(time).max().unwrap_or(0);
         let ends = [fault.at, until];
         let mut seen: Vec<u64> = shown
@@ -208,17 +264,17 @@ fn figures(
             messages: during.len(),
             late: during.iter().filter(|&fate| is_late(fate)).count(),
             recovery: seconds(over - fault.at),
-            after_healed: healed.map(|mark| seconds(over.saturating_sub(mark.at))),
+            after_healed: healed
+                .zip(over_again)
+                .map(|(mark, over)| seconds(over - mark.at)),
+            late_afterwards: lates(fault.at).filter(|fate| is_calm(fate.meant)).count(),
             on_time_meanwhile: healed.map(|mark| 1.0 - share(within(fault.at, mark.at))),
-            longest_to_ack: seconds(longest(|fate| match fate.acked {
-                0 => u64::MAX,
-                at => at.saturating_sub(fate.meant),
-            })),
-            longest_to_delivery: seconds(longest(|fate| match fate.shown_to < fate.readers {
-                true => u64::MAX,
-                false => fate.shown.saturating_sub(fate.meant),
-            })),
-            longest_untold: seconds(longest(Fate::told)),
+            meanwhile_to_ack: healed.map(|mark| halves(within(fault.at, mark.at), Fate::ack_took)),
+            meanwhile_to_delivery: healed
+                .map(|mark| halves(within(fault.at, mark.at), Fate::delivery_took)),
+            longest_to_ack: seconds(longest(Fate::ack_took)),
+            longest_to_delivery: seconds(longest(Fate::delivery_took)),
+            longest_untold: seconds(longest(|fate| fate.told)),
             longest_silence: seconds(silence.unwrap_or(0)),
             reconnections: back
                 .iter()
@@ -243,23 +299,27 @@ fn figures(
     }
 }
 
-/// The first moment from which on no more than the allowed share is late; `until` if there is none.
-fn recovered(
-    during: &[Fate],
-    is_late: impl Fn(&Fate) -> bool,
-    allowed: f64,
-    fault: u64,
-    until: u64,
-) -> u64 {
-    let (mut late, mut all, mut over) = (0_u32, 0_u32, until);
-    for (at, fate) in during.iter().enumerate().rev() {
-        all += 1;
-        late += u32::from(is_late(fate));
-        if f64::from(late) <= allowed * f64::from(all) {
-            over = if at == 0 { fault } else { fate.meant };
+/// The p50 and the p90 of a time.
+fn halves(fates: &[Fate], time: fn(&Fate) -> u64) -> [f64; 2] {
+    let mut times: Vec<u64> = fates.iter().map(time).collect();
+    times.sort_unstable();
+    [0.5, 0.9].map(|quantile| seconds(at_quantile(&times, quantile)))
+}
+
+/// The last of these late messages that isn't followed by a calm time; `from` if there is none,
+/// `until` if it never gets calm.
+fn recovered<'a>(late: impl Iterator<Item = &'a Fate>, from: u64, until: u64) -> u64 {
+    let mut over = from;
+    for fate in late {
+        if over > from && fate.meant - over > CALM {
+            break;
         }
+        over = fate.meant;
     }
-    over
+    match over > from && until - over < CALM {
+        true => until,
+        false => over,
+    }
 }
 
 #[cfg(test)]
@@ -275,7 +335,6 @@ mod tests {
             let at = tenth * SECOND / 10;
             let took = if late(tenth) { 3 * SECOND } else { SECOND / 20 };
             ledger.meant(1, at, 1);
-            ledger.refused(1, at, at + SECOND / 30);
             ledger.acked(1, at, at + took / 2);
             ledger.shown(1, at, at + took);
         }
@@ -303,12 +362,38 @@ mod tests {
         // Late from 22 s to 31.9 s.
         let met = met(|tenth| (220..320).contains(&tenth), Some(30 * SECOND));
         assert_eq!(met.late, 100);
-        assert_eq!(met.recovery, 12.0);
-        assert_eq!(met.after_healed, Some(2.0));
+        assert_eq!((met.recovery, met.after_healed), (11.9, Some(1.9)));
+        assert_eq!(met.late_afterwards, 0);
         assert_eq!(met.on_time_meanwhile, Some(0.2));
+        assert_eq!(met.meanwhile_to_delivery, Some([3.0, 3.0]));
         assert_eq!((met.longest_to_ack, met.longest_to_delivery), (1.5, 3.0));
-        assert!(met.longest_untold < 0.04);
+        assert_eq!(met.longest_untold, 1.5);
         assert!((met.longest_silence - 2.95).abs() < 0.11);
+    }
+
+    #[test]
+    fn who_was_refused_knows_it_until_something_is_taken() {
+        let ledger = Ledger::default();
+        for at in [1, 2, 3, 9] {
+            ledger.meant(1, at * SECOND, 0);
+        }
+        ledger.refused(1, 2 * SECOND + SECOND / 2);
+        for at in [1, 2, 3] {
+            ledger.acked(1, at * SECOND, 8 * SECOND);
+        }
+        ledger.acked(1, 9 * SECOND, 9 * SECOND + 1000);
+        let book = lock(&ledger.0);
+        let told = |at: u64| book.told(1, &book.fates[&(1, at * SECOND)]);
+        let told = [told(1), told(2), told(3), told(9)];
+        assert_eq!(told, [3 * SECOND / 2, SECOND / 2, 0, 1000]);
+    }
+
+    #[test]
+    fn what_healing_breaks_is_told_apart() {
+        let late = |tenth| (200..220).contains(&tenth) || tenth == 401 || tenth == 500;
+        let met = met(late, Some(40 * SECOND));
+        assert_eq!((met.recovery, met.after_healed), (1.9, Some(0.1)));
+        assert_eq!(met.late_afterwards, 1);
     }
 
     #[test]

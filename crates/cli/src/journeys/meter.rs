@@ -215,13 +215,6 @@ impl Meter {
         }
     }
 
-    fn refused(&self, counter: u64, now: u64) {
-        let at = lock(&self.waiting).1.get(&counter).copied();
-        if let (Some(ledger), Some(at)) = (&self.wanted.ledger, at) {
-            ledger.refused(self.user, at, now);
-        }
-    }
-
     fn receipt(&self, reading: &Reading, read: u64, now: u64) {
         for (marks, samples) in [
             (&reading.friend.acts, &reading.samples.from_act),
@@ -289,7 +282,9 @@ impl Watcher for Meter {
                     match &update.update {
                         Some(update::Update::Ack(ack)) => self.answered(ack, now),
                         Some(update::Update::Error(error)) if error.counter > 0 => {
-                            self.refused(error.counter, now);
+                            if let Some(ledger) = &self.wanted.ledger {
+                                ledger.refused(self.user, now);
+                            }
                         }
                         Some(update::Update::Receipts(receipts)) => {
                             if let Some(reading) = &self.wanted.reading {
