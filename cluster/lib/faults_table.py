@@ -63,7 +63,7 @@ def row(result):
             time_of(met["longest_untold"]), str(met["reconnections"]), f"{result['verify']['acked']:,}", *judged(result), busy(result)]
 
 
-def write_table(folder, names, path):
+def write_table(folder, names, path, rate, before):
     def read(name):
         file = os.path.join(folder, f"{name}.json")
         if not os.path.exists(file):
@@ -74,7 +74,7 @@ def write_table(folder, names, path):
     results = [result for result in map(read, names) if result]
     columns = ["fault", "expected", "recovery", "p99 before", "meanwhile", "pause: ack, delivery", "told", "reconnections", "acked",
                "lost", "doubled", "reordered", "ghosts", "other", "busy, steal"]
-    lines = [HEAD.format(cpus=os.cpu_count(), rate=36, before=15), "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines = [HEAD.format(cpus=os.cpu_count(), rate=rate, before=before), "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row(result)) + " |" for result in results]
     if results:
         lines += ["", f"Runs of {min(result['date'] for result in results)} to {max(result['date'] for result in results)} UTC."]
