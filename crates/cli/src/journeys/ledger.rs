@@ -226,11 +226,11 @@ fn figures(
     times.sort_unstable();
     let limit = at_quantile(&times, 0.99).saturating_mul(ON_TIME);
     let is_late = |fate: &Fate| fate.took() > limit;
-    let share = |fates: &[Fate]| {
-        let late = fates.iter().filter(|&fate| is_late(fate)).count();
-        late as f64 / fates.len().max(1) as f64
+    let share = |fates: &[Fate], of_late: bool| {
+        let count = fates.iter().filter(|&fate| is_late(fate) == of_late);
+        count.count() as f64 / fates.len().max(1) as f64
     };
-    let late_share_before = share(before);
+    let late_share_before = share(before, true);
 
     let mut faults = Vec::new();
     for (at, fault) in starts.iter().enumerate() {
@@ -268,7 +268,7 @@ fn figures(
                 .zip(over_again)
                 .map(|(mark, over)| seconds(over - mark.at)),
             late_afterwards: lates(fault.at).filter(|fate| is_calm(fate.meant)).count(),
-            on_time_meanwhile: healed.map(|mark| 1.0 - share(within(fault.at, mark.at))),
+            on_time_meanwhile: healed.map(|mark| share(within(fault.at, mark.at), false)),
             meanwhile_to_ack: healed.map(|mark| halves(within(fault.at, mark.at), Fate::ack_took)),
             meanwhile_to_delivery: healed
                 .map(|mark| halves(within(fault.at, mark.at), Fate::delivery_took)),
