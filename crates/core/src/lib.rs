@@ -9,6 +9,7 @@ pub mod ids;
 pub mod in_process;
 pub mod membership;
 pub mod path;
+pub mod planted;
 pub mod ports;
 pub mod record;
 pub mod router;

@@ -18,6 +18,7 @@
 //! | else | accepted |
 
 use crate::ids::{ConversationId, MessageKey, Micros, SenderId, Seq, UserId};
+use crate::planted::{self, Mistake};
 use crate::record::{Membership, Send};
 use crate::rows::{DAY, GrantState, HeadState, SenderState};
 
@@ -80,12 +81,19 @@ pub struct Answer {
 
 /// The time a record gets, or would get: never back within a conversation.
 pub fn log_time(appended: Micros, head: &HeadState) -> Micros {
+    if planted::is(Mistake::TimeRunsBack) {
+        return appended;
+    }
     appended.max(head.ts + 1)
 }
 
 /// The sender's row as it counts at `ts`: one older than [`SENDER_MAX`] does not.
 pub fn sender_at(row: SenderState, ts: Micros) -> SenderState {
-    if ts.saturating_sub(row.ts) > SENDER_MAX {
+    let most = match planted::is(Mistake::SenderForgottenEarly) {
+        true => SENDER_MAX / 1_000_000,
+        false => SENDER_MAX,
+    };
+    if ts.saturating_sub(row.ts) > most {
         SenderState::default()
     } else {
         row
@@ -111,9 +119,12 @@ pub fn decide(
         Verdict::Duplicate
     } else if send.grant != before.grant.grant || !before.grant.role.may_write() {
         Verdict::Over
-    } else if send.counter > n + 1 {
+    } else if send.counter > n + 1 && !planted::is(Mistake::GapAccepted) {
         Verdict::Gap
-    } else if send.previous != if n == 0 { MessageKey(0) } else { row.id } {
+    } else if send.counter == n + 1
+        && send.previous != if n == 0 { MessageKey(0) } else { row.id }
+        && !planted::is(Mistake::ForkAccepted)
+    {
         Verdict::Fork
     } else {
         Verdict::Accepted
@@ -180,7 +191,7 @@ pub fn accept(before: &Before, send: &Send, answer: &Answer) -> (HeadState, Send
 pub fn decide_membership(head: &HeadState, change: &Membership) -> Verdict {
     if change.version <= head.version {
         Verdict::Duplicate
-    } else if change.version > head.version + 1 {
+    } else if change.version > head.version + 1 && !planted::is(Mistake::VersionGapAccepted) {
         Verdict::Gap
     } else {
         Verdict::Accepted

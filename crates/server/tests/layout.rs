@@ -40,8 +40,7 @@ const ALLOWED: [(&str, &[&str]); 10] = [
     ),
 ];
 
-#[test]
-fn crates_depend_on_each_other_in_one_direction_only() {
+fn metadata() -> serde_json::Value {
     let out = Command::new(env!("CARGO"))
         .args([
             "metadata",
@@ -58,8 +57,37 @@ fn crates_depend_on_each_other_in_one_direction_only() {
         "{}",
         String::from_utf8_lossy(&out.stderr)
     );
-    let metadata: serde_json::Value =
-        serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON");
+    serde_json::from_slice(&out.stdout).expect("cargo metadata is JSON")
+}
+
+/// A program with a mistake in it must not be built by accident.
+#[test]
+fn only_the_simulation_can_plant_mistakes() {
+    let metadata = metadata();
+    let mut planting = BTreeSet::new();
+    for package in metadata["packages"].as_array().expect("packages") {
+        let name = package["name"].as_str().expect("a name");
+        for dependency in package["dependencies"].as_array().expect("dependencies") {
+            let features = dependency["features"].as_array().expect("features");
+            if features.iter().any(|feature| feature == "planted") {
+                planting.insert(name);
+            }
+        }
+        // Nor by a feature of another name.
+        for (feature, enables) in package["features"].as_object().expect("features") {
+            let enables = enables.to_string();
+            assert!(
+                !enables.contains("planted"),
+                "{name}'s {feature} enables {enables}"
+            );
+        }
+    }
+    assert_eq!(planting, BTreeSet::from(["tidings-sim"]));
+}
+
+#[test]
+fn crates_depend_on_each_other_in_one_direction_only() {
+    let metadata = metadata();
     let allowed: BTreeMap<&str, BTreeSet<&str>> = ALLOWED
         .iter()
         .map(|(of, on)| (*of, on.iter().copied().collect()))

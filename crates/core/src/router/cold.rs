@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 use crate::ids::{ConversationId, Micros, Position, Seq, UserId};
 use crate::path::{Effect, Router};
+use crate::planted::{self, Mistake};
 use crate::rows::{
     Before, CursorRow, EventRow, GrantState, HeadState, SenderState, StateKey, StateRow, StateValue,
 };
@@ -157,7 +158,8 @@ impl Router {
             return;
         }
         let mut load = self.loads.under_way.remove(&number).expect("just found");
-        if rows.iter().flatten().any(|row| row.position >= load.at) {
+        let is_ahead = rows.iter().flatten().any(|row| row.position >= load.at);
+        if is_ahead && !planted::is(Mistake::RowsNotUndone) {
             self.counters.undone += 1;
             load.stage = Stage::Since { rows };
             return self.ask(number, load);
@@ -312,7 +314,7 @@ impl Router {
             }
             let conversation = self.conversation(id);
             conversation.forget();
-            if conversation.interested.is_empty() {
+            if conversation.interested.is_empty() || planted::is(Mistake::InterestForgotten) {
                 self.conversations.remove(&id);
             }
         }

@@ -7,6 +7,7 @@ use super::Work;
 use super::cold::Missing;
 use super::rows_map::RowsMap;
 use crate::ids::{ConversationId, GatewayId, Micros, Position, Seq, UserId};
+use crate::planted::{self, Mistake};
 use crate::ports::peers::Opened;
 use crate::record::{Content, Kind, Membership, Role, Send};
 use crate::rows::{
@@ -320,7 +321,9 @@ impl Conversation {
                 role: c.role,
                 before: grant,
             });
-            self.put_grant(c.user, sequencer::grant_after(&grant, change, c.role, seq));
+            if c.role != Role::None || !planted::is(Mistake::RemovalIgnored) {
+                self.put_grant(c.user, sequencer::grant_after(&grant, change, c.role, seq));
+            }
             if !keys.contains(&StateKey::Grant(c.user)) || change.changes.len() > 64 {
                 keys.push(StateKey::Grant(c.user));
             }

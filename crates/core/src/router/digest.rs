@@ -11,6 +11,7 @@ use std::sync::Arc;
 use super::Work;
 use crate::ids::{ConversationId, GatewayId, Micros, Seq};
 use crate::path::{Effect, Router};
+use crate::planted::{self, Mistake};
 use crate::ports::peers::{OPEN_MAX, Opened, ToGateway, ToRouter};
 
 /// The most cursors that wait for one conversation's rows, beside its records.
@@ -61,6 +62,7 @@ impl Router {
             self.doubt_cursors();
         }
         if self.next < self.caught_up_at
+            && !planted::is(Mistake::AnsweredBeforeCaughtUp)
             && matches!(
                 message,
                 ToRouter::Open { .. } | ToRouter::Interest { .. } | ToRouter::Cursors(_)
@@ -288,7 +290,8 @@ impl Router {
 
     /// Tells every gateway the heads of its conversations that moved lately.
     pub(crate) fn tell_digest(&mut self) {
-        if self.now.saturating_sub(self.gateways.told) < self.config.digest_every {
+        let is_due = self.now.saturating_sub(self.gateways.told) >= self.config.digest_every;
+        if !is_due || planted::is(Mistake::DigestNotSent) {
             return;
         }
         self.gateways.told = self.now;

@@ -18,6 +18,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use crate::ids::{Micros, Position, SessionId};
+use crate::planted::{self, Mistake};
 use crate::rows::{EventRow, StateKey, StateRow};
 
 /// An accepted event on its way.
@@ -114,7 +115,8 @@ impl Flights {
     pub fn overdue(&mut self, now: Micros, after: Micros) -> Vec<(u64, Vec<EventRow>)> {
         let mut again = Vec::new();
         for flight in &mut self.flying {
-            if !flight.confirmed && now.saturating_sub(flight.asked) >= after {
+            let is_late = now.saturating_sub(flight.asked) >= after;
+            if !flight.confirmed && is_late && !planted::is(Mistake::StoreNotAskedAgain) {
                 flight.asked = now;
                 again.push((flight.number, flight.rows()));
             }
@@ -178,7 +180,7 @@ impl Flights {
         let ready = self
             .flying
             .iter()
-            .take_while(|f| f.confirmed && f.fanned_out)
+            .take_while(|f| f.confirmed && f.fanned_out || planted::is(Mistake::StateBeforeEvents))
             .count();
         let last = ready.checked_sub(1)?;
         let mut latest =

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use tidings_core::ids::{ConversationId, Seq, SessionId, UserId};
+use tidings_core::planted::{self, Mistake};
 use tidings_core::ports::peers::Handed;
 use tidings_core::record::Role;
 use tidings_core::rows::EventRow;
@@ -278,6 +279,9 @@ impl GatewayCore {
     }
 
     fn member_left<O: Outbound>(&mut self, out: &mut O, row: &EventRow, slots: &[Slot]) {
+        if planted::is(Mistake::ShownAfterRemoval) {
+            return;
+        }
         for &slot in slots {
             let Some(at) = self.index.find(row.conversation) else {
                 return;

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use tidings_core::ids::{ConversationId, Micros, Seq, SessionId};
+use tidings_core::planted::{self, Mistake};
 use tidings_core::ports::peers::Opened;
 use tidings_core::record::{ConversationKind, Role};
 use tidings_core::rows::EventRow;
@@ -280,6 +281,10 @@ impl GatewayCore {
         cursor: Option<Seq>,
     ) -> Option<Item> {
         let grant = &state.grant;
+        let visible_from = match planted::is(Mistake::ShownBeforeJoin) {
+            true => 1,
+            false => grant.visible_from,
+        };
         let at = self.index.find(state.conversation);
         let (to, end) = match grant.role {
             Role::None if grant.visible_to == 0 => {
@@ -316,7 +321,7 @@ impl GatewayCore {
         // and is met only by reading on from the router's answer. What it repeats is dropped.
         let certain = if end == 0 { state.head } else { to };
         let first = cursor.unwrap_or(0).min(certain).min(to) + 1;
-        let first = first.max(grant.visible_from);
+        let first = first.max(visible_from);
         // What came after the router's answer may hold the user's removal: it is read through, not
         // left out, so that nothing behind a removal is shown.
         let certain = to.min(state.head.max(end));
@@ -330,7 +335,7 @@ impl GatewayCore {
             } else {
                 0
             },
-            visible_from: grant.visible_from,
+            visible_from,
             read: state.cursor.read,
             from: newest,
             to,
