@@ -9,9 +9,7 @@ fn main() {
         eprintln!("usage: history SEED|FROM..TO [BUG]");
         return;
     };
-    let bug = arguments
-        .get(1)
-        .and_then(|name| Bug::ALL.into_iter().find(|bug| format!("{bug:?}") == *name));
+    let bug = arguments.get(1).and_then(|name| Bug::named(name));
     let options = Options {
         bug,
         ..Options::default()

@@ -1,15 +1,16 @@
 //! The driver of devices: [`ClientCore`], a disk that may lose what isn't synced, and what is recorded.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use tidings_client::{AppEvent, ClientCore, Config, Lane, Mode, Output, PersistOp, Saved};
-use tidings_core::ids::ConversationId;
+use tidings_core::ids::{ConversationId, UserId};
 use tidings_protocol::wire::{self, Encoding, Kind, command, update};
 use tidings_protocol::{Format, body, decode_server_frame, encode_client_frame};
 use tidings_verify::body_hash;
 use tidings_verify::history::{self, EventKind, Status};
 
+use crate::Bug;
 use crate::random::Random;
 use crate::world::{Event, MS, SECOND, World};
 
@@ -32,6 +33,8 @@ pub(crate) struct Device {
     pub was_restored: bool,
     pub connection: Option<usize>,
     pub life: u64,
+    /// How far its clock is off, in this life.
+    skew: i64,
     attempt: u64,
     /// When the core's next tick is planned.
     tick_at: Option<u64>,
@@ -43,6 +46,8 @@ pub(crate) struct Device {
     connected_at: u64,
     /// The earliest question that was answered with this head.
     asked: BTreeMap<(u64, u64), u64>,
+    /// Planted: which numbers of which sender were put on a connection.
+    put: BTreeSet<(u64, u64, u64)>,
     /// Everything it ever numbered.
     pub sent: Vec<Numbered>,
     /// What it was told to be left out and what of it came.
@@ -64,12 +69,14 @@ impl Device {
             was_restored: false,
             connection: None,
             life: 0,
+            skew: 0,
             attempt: 0,
             tick_at: None,
             dies_after: None,
             syncs: BTreeMap::new(),
             connected_at: 0,
             asked: BTreeMap::new(),
+            put: BTreeSet::new(),
             sent: Vec::new(),
             holes: BTreeMap::new(),
         }
@@ -88,12 +95,14 @@ impl Device {
 impl World {
     /// A device is switched on, with what its disk holds.
     pub fn boot(&mut self, d: usize) {
-        let now = self.now;
+        let skew = self.draw_skew();
+        let now = self.now.saturating_add_signed(skew);
         let device = &mut self.devices[d];
         if device.core.is_some() {
             return;
         }
         device.life += 1;
+        device.skew = skew;
         let config = Config {
             format: device.format,
             mode: device.mode,
@@ -197,7 +206,7 @@ impl World {
         d: usize,
         call: impl FnOnce(&mut ClientCore, u64) -> T,
     ) -> Option<T> {
-        let now = self.now;
+        let now = self.now.saturating_add_signed(self.devices[d].skew);
         let result = call(self.devices[d].core.as_mut()?, now);
         self.act(d);
         Some(result)
@@ -210,6 +219,12 @@ impl World {
         let outputs = core.outputs();
         let life = self.devices[d].life;
         for output in outputs {
+            if let Output::App(AppEvent::Message(event)) = &output
+                && self.has(Bug::SavedBeforeShown)
+            {
+                let cursors = &mut self.devices[d].disk.cursors;
+                cursors.entry(event.conversation).or_default().have = event.seq;
+            }
             match &mut self.devices[d].dies_after {
                 Some(0) => return self.device_dies(d),
                 Some(left) => *left -= 1,
@@ -225,6 +240,7 @@ impl World {
                     self.devices[d].unsynced.push(op);
                     continue;
                 }
+                Output::Frame(_) if self.has(Bug::SentBeforeSaved) => {}
                 // Everything before it must be on disk.
                 _ => self.sync_disk(d),
             }
@@ -240,6 +256,7 @@ impl World {
         else {
             return;
         };
+        let next = next.saturating_add_signed(-self.devices[d].skew);
         if self.devices[d].tick_at.is_none_or(|at| next < at) {
             self.devices[d].tick_at = Some(next);
             self.at(next, Event::DeviceTick { device: d, life });
@@ -250,7 +267,8 @@ impl World {
         let life = self.devices[d].life;
         match output {
             Output::Persist(_) => {}
-            Output::Frame(frame) => {
+            Output::Frame(mut frame) => {
+                self.mistake_sends(d, &mut frame);
                 let (now, device) = (self.now, &mut self.devices[d]);
                 for command in &frame.commands {
                     if let Some(command::Command::Sync(_)) = &command.command {
@@ -297,6 +315,37 @@ impl World {
         }
     }
 
+    /// Planted mistakes in what a device sends and keeps.
+    fn mistake_sends(&mut self, d: usize, frame: &mut wire::ClientFrame) {
+        let bug = self.options.bug;
+        let again = matches!(bug, Some(Bug::NewIdEachTime | Bug::NeverSentAgain));
+        if !again && bug != Some(Bug::ForgottenWhenSent) {
+            return;
+        }
+        let device = &mut self.devices[d];
+        frame.commands.retain_mut(|command| {
+            let Some(command::Command::Send(send)) = &mut command.command else {
+                return true;
+            };
+            let (conversation, counter, id) = (send.conversation, send.counter, send.id);
+            if bug == Some(Bug::ForgottenWhenSent) {
+                device.disk.apply(&PersistOp::Acked {
+                    conversation,
+                    counter,
+                    id,
+                    seq: 0,
+                    at: 0,
+                });
+                return true;
+            }
+            let is_first = device.put.insert((conversation, send.sender, counter));
+            if !is_first {
+                send.id = id.wrapping_add(1);
+            }
+            is_first || bug == Some(Bug::NewIdEachTime)
+        });
+    }
+
     pub fn device_tick(&mut self, d: usize, life: u64) {
         if self.devices[d].life == life {
             self.devices[d].tick_at = None;
@@ -339,6 +388,9 @@ impl World {
         for update in &frame.updates {
             match &update.update {
                 Some(update::Update::Ack(ack)) => self.record_ack(d, ack),
+                Some(update::Update::Event(event)) if self.has(Bug::ShownAsTheyArrive) => {
+                    self.record_event(d, event);
+                }
                 Some(update::Update::SyncPage(page)) => {
                     let have = self.devices[d]
                         .core
@@ -374,6 +426,26 @@ impl World {
 
     // What a user does.
 
+    /// Every device writes wherever it may.
+    pub fn write_everywhere(&mut self) {
+        for d in 0..self.devices.len() {
+            for founding in self.plan.conversations.clone() {
+                let user = UserId(self.devices[d].user);
+                if self.directory.role(founding.id, user).may_write() {
+                    self.write_to(d, founding.id);
+                }
+            }
+        }
+    }
+
+    fn write_to(&mut self, d: usize, id: ConversationId) {
+        self.written += 1;
+        let long = self.random.permille(40);
+        let text = format!("message {} ", self.written).repeat(if long { 120 } else { 1 });
+        let body = Bytes::from(text);
+        self.with_device(d, |core, now| core.send(now, id.0, Kind::Text, body));
+    }
+
     /// Somebody writes where they may.
     pub fn write(&mut self) {
         let on: Vec<usize> = (0..self.devices.len())
@@ -384,17 +456,15 @@ impl World {
                 break;
             };
             let room = self.random.below(self.plan.conversations.len() as u64) as usize;
-            let id = self.plan.conversations[room].id;
-            let user = tidings_core::ids::UserId(self.devices[d].user);
-            if !self.directory.role(id, user).may_write() {
+            let founding = &self.plan.conversations[room];
+            let (id, is_quiet) = (founding.id, self.now >= founding.quiet_from);
+            let user = UserId(self.devices[d].user);
+            if is_quiet && !self.healing {
                 continue;
             }
-            self.written += 1;
-            let long = self.random.permille(20);
-            let text = format!("message {} ", self.written).repeat(if long { 120 } else { 1 });
-            let body = Bytes::from(text);
-            self.with_device(d, |core, now| core.send(now, id.0, Kind::Text, body));
-            return;
+            if self.directory.role(id, user).may_write() {
+                return self.write_to(d, id);
+            }
         }
         // Nobody is there who may: later.
         if self.now < crate::world::START + 2 * crate::setup::FAULTS_FOR {
@@ -433,7 +503,9 @@ impl World {
     fn tell(&mut self, d: usize, event: AppEvent) {
         let (at, user, device) = (self.now, self.devices[d].user, self.devices[d].device);
         match event {
+            AppEvent::Message(_) | AppEvent::Members(_) if self.has(Bug::ShownAsTheyArrive) => {}
             AppEvent::Message(event) | AppEvent::Members(event) => self.record_event(d, &event),
+            AppEvent::Hole { .. } if self.has(Bug::HoleIsComplete) => {}
             AppEvent::Hole {
                 conversation,
                 from,
@@ -622,7 +694,7 @@ impl World {
         let (sender, grant) = (lane.sender, lane.grant);
         device.sent.push((conversation, sender, grant, counter, id));
         let (user, device) = (device.user, device.device);
-        self.numbered += 1;
+        self.numbered.insert((conversation, sender, grant, counter));
         self.record(history::Send {
             at: self.now,
             user,

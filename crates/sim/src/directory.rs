@@ -7,6 +7,7 @@ use tidings_core::ids::{ConversationId, Micros, UserId};
 use tidings_core::ports::log::Append;
 use tidings_core::record::{Content, ConversationKind, Membership, Record, Role, RoleChange};
 
+use crate::Bug;
 use crate::setup::Founding;
 use crate::world::{Event, MS, SECOND, World};
 
@@ -96,10 +97,10 @@ impl SimDirectory {
 impl World {
     /// A turn of the relay: what waits is appended; while things go wrong also twice and in any order.
     pub fn relay(&mut self) {
-        let now = self.now;
+        let (now, relays_once) = (self.now, self.has(Bug::RelayedOnce));
         self.directory
             .sent
-            .retain(|_, &mut at| now < at + 3 * SECOND);
+            .retain(|_, &mut at| relays_once || now < at + 3 * SECOND);
         let mut due: Vec<(ConversationId, u64)> = self
             .directory
             .outbox

@@ -20,8 +20,8 @@ type Accepted = (u64, u64, u64, u64);
 /// longest backoff, and more than a dead connection takes to be noticed by its heartbeats.
 const SETTLES_WITHIN: u64 = 240 * SECOND;
 
-/// Every history has so many numbered messages: 500, and a few that restored devices number twice.
-const NUMBERED_MIN: u64 = 520;
+/// Every history has so many numbered messages.
+const NUMBERED_MIN: usize = 1_000;
 
 /// The auditor's user and device id; those of the others are small.
 const AUDITOR: u64 = u64::MAX;
@@ -34,14 +34,22 @@ impl World {
         let end = START + FAULTS_FOR;
         while self.step(end) {}
         self.heal();
-        let limit = self.now + SETTLES_WITHIN;
+        let mut limit = self.now + SETTLES_WITHIN;
+        let mut is_last = false;
         while self.now < limit {
             let until = self.now + SECOND;
             while self.step(until) {}
             self.fetch_all_older();
             if self.has_settled() {
-                if self.numbered >= NUMBERED_MIN {
+                if is_last {
                     break;
+                }
+                if self.numbered.len() >= NUMBERED_MIN {
+                    // What has healed takes new messages from everybody, and they arrive.
+                    is_last = true;
+                    limit = self.now + SETTLES_WITHIN;
+                    self.write_everywhere();
+                    continue;
                 }
                 // Who was down or removed for long wrote little: some of it is made up for now.
                 for _ in 0..50 {
@@ -56,7 +64,9 @@ impl World {
         self.healing = true;
         self.weather = Default::default();
         self.note(|| "healing".to_owned());
-        self.router_up();
+        for partition in 0..self.plan.partitions {
+            self.router_up(partition);
+        }
         for gateway in 0..self.gateways.len() {
             self.gateway_ends(gateway);
             self.gateway_back(gateway);
@@ -87,7 +97,7 @@ impl World {
         if !self.directory.is_relayed() || self.router_behind() {
             return false;
         }
-        let rooms = reference::read(&self.log);
+        let rooms = reference::read(&self.logs);
         self.devices
             .iter()
             .all(|device| lacks(device, &rooms).is_none())
@@ -100,7 +110,7 @@ impl World {
             self.broken
                 .push(format!("not settled: {}", self.unsettled()));
         }
-        let rooms = reference::read(&self.log);
+        let rooms = reference::read(&self.logs);
         for (id, room) in &rooms {
             for (user, ranges) in &room.visible {
                 for &(from_seq, to_seq) in ranges {
@@ -123,6 +133,8 @@ impl World {
                     .push(format!("{id}: {rows} rows, the log says {facts}"));
             }
         }
+        self.judge_members(&rooms);
+        self.judge_registry();
         self.judge_hidden(&rooms);
         self.record_audit(&rooms);
         let accepted: BTreeSet<Accepted> = (rooms.iter())
@@ -228,6 +240,41 @@ impl World {
         }
     }
 
+    /// Who may do what by the log is what the directory says.
+    fn judge_members(&mut self, rooms: &Rooms) {
+        for founding in self.plan.conversations.clone() {
+            for &user in &self.plan.users.clone() {
+                let grant = rooms.get(&founding.id).and_then(|r| r.grants.get(&user));
+                let by_log = grant.map_or(Role::None, |grant| grant.role);
+                let role = self.directory.role(founding.id, user);
+                if by_log != role {
+                    let (user, id) = (user.0, founding.id);
+                    self.broken.push(format!(
+                        "user {user} is {role:?} in {id} by the directory, {by_log:?} by the log"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// Who is connected is found by the registry.
+    fn judge_registry(&mut self) {
+        for d in 0..self.devices.len() {
+            let (name, connection) = (self.devices[d].device, self.devices[d].connection);
+            let is_ready = self.devices[d].core.as_ref().is_some_and(|c| c.is_ready());
+            let Some(connection) = connection.filter(|_| is_ready) else {
+                continue;
+            };
+            let session = self.connections[connection].session;
+            let entered = self.registry.get(&name).map(|entry| entry.1);
+            if entered != Some(session) {
+                self.broken.push(format!(
+                    "device {name:x} has session {session:?}, the registry says {entered:?}"
+                ));
+            }
+        }
+    }
+
     /// Nothing may be called hidden that its user may see for good.
     fn judge_hidden(&mut self, rooms: &Rooms) {
         for (user, conversation, from, to) in std::mem::take(&mut self.hidden) {
@@ -254,7 +301,7 @@ impl World {
         if self.router_behind() {
             what += "router behind the log; ";
         }
-        let rooms = reference::read(&self.log);
+        let rooms = reference::read(&self.logs);
         for lacking in self.devices.iter().filter_map(|d| lacks(d, &rooms)) {
             what += &lacking;
         }

@@ -12,6 +12,8 @@ use crate::world::{Event, MS, SECOND, World};
 pub(crate) struct Weather {
     /// Messages between gateways and routers get lost and overtake each other.
     pub peers_lossy: Micros,
+    /// How many of a thousand get lost then.
+    pub peers_loss: u64,
     pub store_slow: Micros,
     /// The store fails every tenth call, done or not.
     pub store_failing: Micros,
@@ -20,6 +22,20 @@ pub(crate) struct Weather {
     pub log_failing: Micros,
     pub log_down: Micros,
     pub directory_down: Micros,
+    /// Ways between servers on which nothing arrives.
+    pub cuts: Vec<Cut>,
+}
+
+/// A way on which nothing arrives, and nobody is told.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Cut {
+    /// From gateways to routers, or the other way round.
+    pub to_router: bool,
+    /// The gateway's server.
+    pub gateway: usize,
+    /// The routers' server.
+    pub server: usize,
+    pub until: Micros,
 }
 
 /// One thing that goes wrong.
@@ -29,6 +45,8 @@ pub(crate) enum Fault {
     GatewayDrains,
     RouterDies,
     RouterBecomesZombie,
+    PartitionMoves,
+    ServerDies,
     StoreDies,
     StoreSlow,
     StoreFailing,
@@ -38,6 +56,8 @@ pub(crate) enum Fault {
     LogFailing,
     ProcessDies,
     PeersLossy,
+    OneWayCut,
+    FullCut,
     DirectoryDown,
     DeviceDies,
     DeviceDiesWhileActing,
@@ -51,11 +71,13 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    const ALL: [(Fault, u64); 23] = [
+    const ALL: [(Fault, u64); 27] = [
         (Fault::GatewayDies, 3),
         (Fault::GatewayDrains, 1),
         (Fault::RouterDies, 3),
         (Fault::RouterBecomesZombie, 4),
+        (Fault::PartitionMoves, 3),
+        (Fault::ServerDies, 2),
         (Fault::StoreDies, 2),
         (Fault::StoreSlow, 2),
         (Fault::StoreFailing, 2),
@@ -65,6 +87,8 @@ impl Fault {
         (Fault::LogFailing, 2),
         (Fault::ProcessDies, 2),
         (Fault::PeersLossy, 4),
+        (Fault::OneWayCut, 4),
+        (Fault::FullCut, 2),
         (Fault::DirectoryDown, 1),
         (Fault::DeviceDies, 4),
         (Fault::DeviceDiesWhileActing, 4),
@@ -107,28 +131,45 @@ impl World {
         let until = self.now + self.random.between(200 * MS, 4 * SECOND);
         let gateway = self.random.below(self.gateways.len() as u64) as usize;
         let d = self.random.below(self.devices.len() as u64) as usize;
+        let partition = self.random.below(u64::from(self.plan.partitions)) as u32;
         let connection = self.devices[d].connection;
         match fault {
             Fault::GatewayDies => self.gateway_dies(gateway),
             Fault::GatewayDrains => self.gateway_drains(gateway),
-            Fault::RouterDies => self.router_down(false),
-            Fault::RouterBecomesZombie => self.router_down(true),
+            Fault::RouterDies => self.router_down(partition, false),
+            Fault::RouterBecomesZombie => self.router_down(partition, true),
+            Fault::PartitionMoves => self.router_leaves(partition),
+            Fault::ServerDies => {
+                self.gateway_dies(gateway);
+                self.routers_die(Some(gateway));
+            }
             Fault::StoreDies => self.store_dies(),
             Fault::StoreSlow => self.weather.store_slow = until,
             Fault::StoreFailing => self.weather.store_failing = until,
             Fault::StoreDown => self.weather.store_down = until,
-            Fault::LogDies => self.log_crashes(),
+            Fault::LogDies => {
+                let one = self.random.permille(500).then_some(partition);
+                self.logs_crash(one);
+            }
             Fault::LogSlow => self.weather.log_slow = until,
             Fault::LogFailing => self.weather.log_failing = until,
             Fault::ProcessDies => {
                 for gateway in 0..self.gateways.len() {
                     self.gateway_dies(gateway);
                 }
-                self.routers_die();
-                self.log_crashes();
+                self.routers_die(None);
+                self.logs_crash(None);
                 self.store_dies();
             }
-            Fault::PeersLossy => self.weather.peers_lossy = until,
+            Fault::PeersLossy => {
+                self.weather.peers_lossy = until;
+                self.weather.peers_loss = self.random.pick(&[250, 900]).unwrap_or(250);
+            }
+            Fault::OneWayCut => {
+                let to_router = self.random.permille(500);
+                self.cut_peers(gateway, &[to_router]);
+            }
+            Fault::FullCut => self.cut_peers(gateway, &[false, true]),
             Fault::DirectoryDown => self.weather.directory_down = until,
             Fault::DeviceDies => self.device_dies(d),
             Fault::DeviceDiesWhileActing => {
@@ -153,7 +194,35 @@ impl World {
                     self.at(until, Event::Unblock(connection));
                 }
             }
-            Fault::MembersChange => self.change_members(),
+            Fault::MembersChange => {
+                for _ in 0..self.random.between(1, 3) {
+                    self.change_members();
+                }
+            }
+        }
+    }
+
+    /// The gateway of a server and the routers of another don't hear each other, in these directions.
+    /// A server's own are in one process.
+    fn cut_peers(&mut self, gateway: usize, directions: &[bool]) {
+        let others = self.gateways.len() as u64 - 1;
+        if others == 0 || self.store.gathers {
+            // In one process what doesn't fit into a queue is dropped.
+            self.weather.peers_lossy = self.now + 3 * SECOND;
+            self.weather.peers_loss = 1_000;
+            return;
+        }
+        let by = 1 + self.random.below(others) as usize;
+        let server = (gateway + by) % self.gateways.len();
+        let until = self.now + self.random.between(500 * MS, 25 * SECOND);
+        self.weather.cuts.retain(|cut| self.now < cut.until);
+        for &to_router in directions {
+            self.weather.cuts.push(Cut {
+                to_router,
+                gateway,
+                server,
+                until,
+            });
         }
     }
 
@@ -164,7 +233,7 @@ impl World {
         self.store_life += 1;
         self.weather.store_down = self.now + self.random.between(50 * MS, 2 * SECOND);
         if self.store.gathers {
-            self.routers_die();
+            self.routers_die(None);
         }
     }
 

@@ -19,6 +19,7 @@ use tidings_gateway::ws::Opcode;
 use tidings_protocol::{CloseCode, Format};
 use tidings_verify::history::Part;
 
+use crate::Bug;
 use crate::net::{Connection, Written};
 use crate::store::{Call, Reply};
 use crate::world::{Asker, Event, GatewayInput, MS, SECOND, START, World};
@@ -32,6 +33,10 @@ pub(crate) struct GatewayNode {
     /// The connection in each slot.
     slots: BTreeMap<Slot, usize>,
     next_slot: Slot,
+    /// Whose sessions were entered in the registry.
+    devices: BTreeMap<SessionId, u64>,
+    /// How far its clock is off.
+    skew: i64,
     is_turning: bool,
     is_draining: bool,
 }
@@ -47,7 +52,7 @@ enum Effect {
     Write(usize, Written),
     Input(GatewayInput),
     Append(u64, Vec<Append>),
-    ToRouter(ToRouter),
+    ToRouter(Partition, ToRouter),
     Authenticate(SessionId, String),
     LoadUser(UserId),
     Read(u64, Call),
@@ -57,6 +62,7 @@ enum Effect {
 
 struct Out<'a> {
     now: Micros,
+    skew: i64,
     connections: &'a mut [Connection],
     slots: &'a BTreeMap<Slot, usize>,
     queue_max: usize,
@@ -108,15 +114,15 @@ impl Outbound for Out<'_> {
 
     fn heard(&self, slot: Slot) -> Micros {
         let connection = self.slots.get(&slot).map(|&at| &self.connections[at]);
-        connection.map_or(0, |connection| connection.heard)
+        connection.map_or(0, |c| c.heard.saturating_add_signed(self.skew))
     }
 
     fn append(&mut self, batch: u64, records: Vec<Append>) {
         self.effects.push(Effect::Append(batch, records));
     }
 
-    fn to_router(&mut self, _partition: Partition, message: ToRouter) {
-        self.effects.push(Effect::ToRouter(message));
+    fn to_router(&mut self, partition: Partition, message: ToRouter) {
+        self.effects.push(Effect::ToRouter(partition, message));
     }
 
     fn authenticate(&mut self, session: SessionId, token: String, _device: String) {
@@ -166,9 +172,14 @@ impl Outbound for Out<'_> {
 impl World {
     /// A gateway starts.
     pub fn gateway_back(&mut self, gateway: usize) {
-        let mut settings = Settings::new(GatewayId(gateway as u32 + 1), 1);
+        let mut settings = Settings::new(GatewayId(gateway as u32 + 1), self.plan.partitions);
         settings.session_base = self.random.bits() >> 24;
         settings.hash_seed = self.random.bits();
+        if !self.healing && self.random.permille(200) {
+            // Another's limit: it refuses for good what has a number already.
+            settings.text_bytes_max = 1_000;
+        }
+        let skew = self.draw_skew();
         settings.sends_per_second = 0;
         settings.send_bytes_per_minute = 0;
         let node = &mut self.gateways[gateway];
@@ -178,6 +189,7 @@ impl World {
         let metrics = Arc::new(GatewayMetrics::default());
         node.core = Some(GatewayCore::new(settings, metrics));
         node.life += 1;
+        node.skew = skew;
         let life = node.life;
         let first = self.random.between(1, SECOND);
         self.after(first, Event::GatewayTick(gateway, life));
@@ -190,6 +202,7 @@ impl World {
         }
         self.restarted(Part::Gateway);
         let slots = std::mem::take(&mut self.gateways[gateway].slots);
+        self.gateways[gateway].devices.clear();
         self.gateways[gateway].is_turning = false;
         self.gateways[gateway].is_draining = false;
         for connection in slots.into_values() {
@@ -221,7 +234,8 @@ impl World {
             return;
         };
         let mut out = Out {
-            now: self.now,
+            now: self.now.saturating_add_signed(node.skew),
+            skew: node.skew,
             connections: &mut self.connections,
             slots: &node.slots,
             queue_max: self.plan.queue_max,
@@ -252,7 +266,9 @@ impl World {
                 self.appends.insert(gateway, at);
                 self.at(at, Event::Append(records, Some((gateway, life, batch))));
             }
-            Effect::ToRouter(message) => self.send_to_router(gateway, message),
+            Effect::ToRouter(partition, message) => {
+                self.send_to_router(gateway, partition, message);
+            }
             Effect::Authenticate(session, token) => {
                 let result = if !self.healing && self.random.permille(10) {
                     Err(AuthFailure::Unavailable)
@@ -275,6 +291,8 @@ impl World {
             }
             Effect::Session(entry) => {
                 let entered = (gateway, entry.session);
+                let devices = &mut self.gateways[gateway].devices;
+                devices.insert(entry.session, entry.device.0);
                 let older = self.registry.insert(entry.device.0, entered);
                 if let Some((old, session)) = older.filter(|older| *older != entered) {
                     let life = self.gateways[old].life;
@@ -282,7 +300,20 @@ impl World {
                     self.after(5 * MS, Event::Gateway(old, life, input));
                 }
             }
-            Effect::SessionGone(session) => self.registry.retain(|_, entry| entry.1 != session),
+            Effect::SessionGone(session) => {
+                if let Some(device) = self.gateways[gateway].devices.remove(&session) {
+                    let delay = self.random.below(4 * SECOND);
+                    self.after(delay, Event::SessionGone(device, session));
+                }
+            }
+        }
+    }
+
+    /// The registry hears that a session is gone, maybe after it has heard of the device's next one.
+    pub fn session_gone(&mut self, device: u64, session: SessionId) {
+        let is_present = |entry: &(usize, SessionId)| entry.1 == session;
+        if self.has(Bug::LateOffline) || self.registry.get(&device).is_some_and(is_present) {
+            self.registry.remove(&device);
         }
     }
 
@@ -319,9 +350,11 @@ impl World {
     /// would the owner's while it hasn't come to what a zombie has acknowledged. Events of a zombie
     /// are true, and taken.
     pub fn gateway_heard(&mut self, router: usize, gateway: usize, message: ToGateway) {
-        let is_zombie = self.owner.is_some_and(|owner| owner != router);
+        let partition = self.router_partitions[router];
+        let owner = self.owners[partition as usize];
+        let is_zombie = owner.is_some_and(|owner| owner != router);
         let is_answer = matches!(message, ToGateway::Opened { .. } | ToGateway::Answer { .. });
-        if is_zombie && is_answer {
+        if is_zombie && is_answer && !self.has(Bug::AnswersOfZombie) {
             return;
         }
         let life = self.gateways[gateway].life;
@@ -414,6 +447,7 @@ fn principal(token: &str, now: Micros) -> Result<Principal, AuthFailure> {
         device: DeviceId(number(device)?),
         sign_in: SignInId(0),
         issued: START,
-        expires: now + 3600 * SECOND,
+        // No gateway's clock is that far off.
+        expires: now + 24 * 3600 * SECOND,
     })
 }

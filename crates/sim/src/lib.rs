@@ -9,6 +9,7 @@
 //! - `log`, `store`, `directory`: the models of ports. `reference`: what the log says, decided anew.
 //! - `routers`, `gateways`, `devices`: drivers of the real machines, as servers and apps have them.
 //! - `net`: connections and the messages between gateways and routers. `faults`: what goes wrong.
+//! - `bugs`: mistakes that can be planted, to see that they are found.
 //! - `end`: after the faults everything heals, settles and is judged by `tidings_verify`.
 //!
 //! ```
@@ -16,6 +17,7 @@
 //! assert!(outcome.is_clean(), "{outcome}");
 //! ```
 
+mod bugs;
 mod devices;
 mod directory;
 mod end;
@@ -32,33 +34,8 @@ mod world;
 
 use std::fmt;
 
+pub use bugs::Bug;
 use tidings_verify::{Record, Report};
-
-/// A mistake planted in the simulated parts, to prove that it would be found.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Bug {
-    /// Routers are given records before the log has synced them.
-    AckBeforeDurable,
-    /// The log position is committed when records are read, not when their rows are stored.
-    CommitBeforeStore,
-    /// A router that takes over begins at the log's end, not at the committed position.
-    SkipAfterTakeover,
-    /// No digest of heads, and heads are asked from the store.
-    LostLastMessage,
-    /// Cursors aren't loaded from the store, and the one written last stays.
-    ReceiptGoingBack,
-}
-
-impl Bug {
-    /// All of them.
-    pub const ALL: [Bug; 5] = [
-        Bug::AckBeforeDurable,
-        Bug::CommitBeforeStore,
-        Bug::SkipAfterTakeover,
-        Bug::LostLastMessage,
-        Bug::ReceiptGoingBack,
-    ];
-}
 
 /// What distinguishes a run from the plain one of its seed.
 #[derive(Clone, Copy, Debug, Default)]
@@ -120,6 +97,8 @@ impl fmt::Display for Outcome {
 
 /// Runs the history of a seed to its end and judges it.
 pub fn run(seed: u64, options: &Options) -> Outcome {
+    let mistake = options.bug.and_then(Bug::in_core);
+    let _planted = tidings_core::planted::plant(mistake);
     let mut world = world::World::new(seed, options);
     world.play();
     world.judge()

@@ -28,6 +28,8 @@ pub(crate) struct SimLog {
     committed_kept: Position,
     /// Goes up with each crash: what was under way before it is void.
     pub life: u64,
+    /// How far the clock of the present leader is off.
+    pub skew: i64,
     /// Planted: readers are given records before they are synced.
     pub reads_unsynced: bool,
 }
@@ -41,6 +43,7 @@ impl SimLog {
         now: Micros,
         random: &mut Random,
     ) {
+        let now = now.saturating_add_signed(self.skew);
         for record in records {
             let last = self.entries.last();
             // Holes are allowed (ports::log): some positions stay empty.
@@ -48,7 +51,8 @@ impl SimLog {
             let offset = last.map_or(0, |last| last.position.offset + 1) + hole;
             self.entries.push(Committed {
                 position: Position { epoch: 0, offset },
-                appended: last.map_or(now, |last| last.appended.max(now)),
+                // Another leader's clock may be behind: it runs back then.
+                appended: now,
                 payload: record.payload.clone(),
             });
         }

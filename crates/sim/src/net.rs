@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use tidings_core::ids::{Micros, SessionId};
+use tidings_core::ids::{Micros, Partition, SessionId};
 use tidings_core::ports::peers::{ToGateway, ToRouter};
 use tidings_gateway::logic::Slot;
 use tidings_protocol::{CloseCode, Format};
@@ -211,8 +211,18 @@ impl World {
         to: usize,
         conversations: &[u64],
     ) -> Option<Micros> {
+        let (gateway, router) = if to_router { (from, to) } else { (to, from) };
+        let server = self.server_of(router);
+        let is_cut = self.weather.cuts.iter().any(|cut| {
+            (cut.to_router, cut.gateway, Some(cut.server)) == (to_router, gateway, server)
+                && self.now < cut.until
+        });
+        if is_cut {
+            return None;
+        }
         let lossy = self.now < self.weather.peers_lossy;
-        if !self.healing && self.random.permille(if lossy { 250 } else { 4 }) {
+        let loss = if lossy { self.weather.peers_loss } else { 4 };
+        if !self.healing && self.random.permille(loss) {
             return None;
         }
         let most = match lossy {
@@ -222,7 +232,8 @@ impl World {
         let mut at = self.now + self.random.between(most / 20, most);
         for &conversation in conversations {
             let last = self.ways.get(&(to_router, from, to, conversation));
-            at = at.max(last.map_or(0, |last| last + 1));
+            // One more, for what comes twice.
+            at = at.max(last.map_or(0, |last| last + 2));
         }
         for &conversation in conversations {
             self.ways.insert((to_router, from, to, conversation), at);
@@ -258,13 +269,17 @@ impl World {
             | ToGateway::Revoked(_) => vec![0],
         };
         if let Some(at) = self.peer_arrival(false, router, gateway, &about) {
+            if !self.healing && self.random.permille(10) {
+                // It comes twice, and before what follows it.
+                self.at(at - 1, Event::ToGateway(router, gateway, message.clone()));
+            }
             self.at(at, Event::ToGateway(router, gateway, message));
         }
     }
 
     /// From a gateway to the router that owns the partition, as far as is known.
-    pub fn send_to_router(&mut self, gateway: usize, message: ToRouter) {
-        let Some(router) = self.owner else {
+    pub fn send_to_router(&mut self, gateway: usize, partition: Partition, message: ToRouter) {
+        let Some(router) = self.owners[partition.0 as usize] else {
             return;
         };
         let about: Vec<u64> = match &message {
@@ -278,6 +293,10 @@ impl World {
             ToRouter::FannedOut(handed) => handed.iter().map(|h| h.conversation.0).collect(),
         };
         if let Some(at) = self.peer_arrival(true, gateway, router, &about) {
+            let is_asked = matches!(message, ToRouter::Open { .. } | ToRouter::Interest { .. });
+            if !self.healing && !is_asked && self.random.permille(10) {
+                self.at(at - 1, Event::ToRouter(router, gateway, message.clone()));
+            }
             self.at(at, Event::ToRouter(router, gateway, message));
         }
     }

@@ -34,10 +34,10 @@ pub(crate) struct Room {
     pub visible: BTreeMap<UserId, Vec<(Seq, Seq)>>,
 }
 
-/// Reads the whole log.
-pub(crate) fn read(log: &SimLog) -> BTreeMap<ConversationId, Room> {
+/// Reads the whole log of every partition.
+pub(crate) fn read(logs: &[SimLog]) -> BTreeMap<ConversationId, Room> {
     let mut rooms: BTreeMap<ConversationId, Room> = BTreeMap::new();
-    for (position, appended, payload) in log.history() {
+    for (position, appended, payload) in logs.iter().flat_map(SimLog::history) {
         let record = Record::decode(payload).expect("the simulation appends whole records");
         let room = rooms.entry(record.conversation).or_default();
         match record.content {

@@ -1,6 +1,8 @@
 //! The driver of routers: takeovers, zombies, and the calls of log and store around them.
 
-use tidings_core::ids::{GatewayId, Partition};
+use std::collections::BTreeMap;
+
+use tidings_core::ids::{GatewayId, Micros, Partition};
 use tidings_core::path::{Effect, Router};
 use tidings_core::ports::log::{Append, LogError};
 use tidings_core::ports::peers::{ToGateway, ToRouter};
@@ -16,42 +18,68 @@ use crate::world::{Asker, Event, GatewayInput, MS, SECOND, World};
 /// A router, owner or zombie.
 pub(crate) struct RouterNode {
     core: Router,
+    partition: u32,
+    /// On which server it runs.
+    pub server: usize,
+    /// How far its server's clock is off.
+    skew: i64,
     is_reading: bool,
+    /// Until when it may settle, if its partition is asked back.
+    leaves_until: Option<Micros>,
 }
 
+/// How long a router that gives its partition up may take to settle.
+const SETTLE_AT_END_MAX: Micros = 2 * SECOND;
+
 impl World {
-    /// A router takes over.
-    pub fn router_up(&mut self) {
-        if self.owner.is_some() {
+    /// A router takes a partition over.
+    pub fn router_up(&mut self, partition: u32) {
+        if self.owners[partition as usize].is_some() {
             return;
         }
-        let end = self.log.end();
+        let log = &self.logs[partition as usize];
+        let end = log.end();
         let from = match self.options.bug {
             Some(Bug::SkipAfterTakeover) => end,
-            _ => self.log.committed(),
+            _ => log.committed(),
         };
-        let core = Router::new(Partition(0), from, end, self.plan.router.clone());
+        let server = self.random.below(self.gateways.len() as u64) as usize;
+        let core = match self.kept_routers.remove(&(partition, server)) {
+            Some(kept) => kept,
+            None => Router::new(Partition(partition), from, end, self.plan.router.clone()),
+        };
+        let skew = self.draw_skew();
         self.routers.push(Some(RouterNode {
             core,
+            partition,
+            server,
+            skew,
             is_reading: false,
+            leaves_until: None,
         }));
+        self.router_partitions.push(partition);
         let router = self.routers.len() - 1;
-        self.owner = Some(router);
-        self.note(|| format!("router {router} takes over at {from:?}, end {end:?}"));
+        self.owners[partition as usize] = Some(router);
+        self.note(|| {
+            format!(
+                "router {router} takes {partition} over at {from:?}, end {end:?}, server {server}"
+            )
+        });
         self.after(0, Event::RouterTick(router));
         self.router_wants(router);
         // Not each of them hears it; those find out by its digests.
         for gateway in 0..self.gateways.len() {
             if self.random.permille(800) {
-                let partition = Partition(0);
+                let partition = Partition(partition);
                 self.send_to_gateway(router, gateway, ToGateway::TookOver { partition });
             }
         }
     }
 
-    /// The owner is gone, or goes on for a while without knowing that another has taken over.
-    pub fn router_down(&mut self, as_zombie: bool) {
-        let Some(old) = self.owner.take() else {
+    /// The owner of a partition is gone, or goes on for a while without knowing that another has
+    /// taken over.
+    pub fn router_down(&mut self, partition: u32, as_zombie: bool) {
+        let Some(old) = self.owners[partition as usize].take() else {
             return;
         };
         self.restarted(Part::Router);
@@ -59,24 +87,89 @@ impl World {
             let lives = self.random.between(300 * MS, 6 * SECOND);
             self.after(lives, Event::ZombieEnds(old));
         } else {
-            self.routers[old] = None;
+            self.router_ends(old);
         }
         let pause = if as_zombie && self.random.permille(500) {
             0
         } else {
             self.random.between(50 * MS, 3 * SECOND)
         };
-        self.after(pause, Event::RouterUp);
+        self.after(pause, Event::RouterUp(partition));
     }
 
-    /// All routers, zombies too, go with the process.
-    pub fn routers_die(&mut self) {
-        for router in &mut self.routers {
-            *router = None;
+    /// A router has lost its partition while its server goes on.
+    fn router_ends(&mut self, router: usize) {
+        let node = self.routers[router].take();
+        if let Some(node) = node.filter(|_| self.has(Bug::StateKeptAfterLoss)) {
+            let key = (node.partition, node.server);
+            self.kept_routers.insert(key, node.core);
         }
-        if self.owner.take().is_some() {
-            let pause = self.random.between(50 * MS, 2 * SECOND);
-            self.after(pause, Event::RouterUp);
+    }
+
+    /// A partition is asked back from its owner, which reads no more, settles and resigns.
+    pub fn router_leaves(&mut self, partition: u32) {
+        let until = self.now + SETTLE_AT_END_MAX;
+        let owner = self.owners[partition as usize];
+        if let Some(node) = owner.and_then(|owner| self.routers[owner].as_mut()) {
+            node.leaves_until.get_or_insert(until);
+        }
+    }
+
+    /// A leaving router that has settled, or has had the time for it, is gone.
+    fn router_resigns(&mut self, router: usize) -> bool {
+        let (now, mut is_settled) = (self.now, false);
+        let Some(until) = self.routers[router].as_ref().and_then(|n| n.leaves_until) else {
+            return false;
+        };
+        self.with_router(router, |core, now| is_settled = core.leave(now));
+        let Some(node) = self.routers[router].as_ref() else {
+            return true;
+        };
+        let partition = node.partition;
+        let log = &self.logs[partition as usize];
+        let is_committed = is_settled && log.committed() >= node.core.settled_position();
+        if now < until && !is_committed {
+            return false;
+        }
+        self.router_ends(router);
+        if self.owners[partition as usize] == Some(router) {
+            self.restarted(Part::Router);
+            self.owners[partition as usize] = None;
+            let pause = self.random.below(300 * MS);
+            self.after(pause, Event::RouterUp(partition));
+        }
+        true
+    }
+
+    /// All routers of a server, zombies too, go with its process; `None`: those of all.
+    pub fn routers_die(&mut self, server: Option<usize>) {
+        for router in 0..self.routers.len() {
+            let node = self.routers[router].as_ref();
+            if node.is_none_or(|node| server.is_some_and(|server| server != node.server)) {
+                continue;
+            }
+            self.routers[router] = None;
+            let partition = self.router_partitions[router];
+            let owner = &mut self.owners[partition as usize];
+            if *owner == Some(router) {
+                *owner = None;
+                let pause = self.random.between(50 * MS, 2 * SECOND);
+                self.after(pause, Event::RouterUp(partition));
+            }
+        }
+    }
+
+    /// The server a router runs on.
+    pub fn server_of(&self, router: usize) -> Option<usize> {
+        self.routers[router].as_ref().map(|node| node.server)
+    }
+
+    /// How far a server's clock is off: mostly not at all, else by up to an hour.
+    pub fn draw_skew(&mut self) -> i64 {
+        const SKEW_MAX: u64 = 3600 * SECOND;
+        match self.random.permille(self.plan.skewed_permille) {
+            true => self.random.below(2 * SKEW_MAX) as i64 - SKEW_MAX as i64,
+            false => 0,
         }
     }
 
@@ -84,7 +177,7 @@ impl World {
         let Some(node) = self.routers[router].as_mut() else {
             return;
         };
-        call(&mut node.core, self.now);
+        call(&mut node.core, self.now.saturating_add_signed(node.skew));
         let effects: Vec<Effect> = node.core.effects().collect();
         for effect in effects {
             self.perform(router, effect);
@@ -93,7 +186,7 @@ impl World {
     }
 
     pub fn router_tick(&mut self, router: usize) {
-        if self.routers[router].is_some() {
+        if self.routers[router].is_some() && !self.router_resigns(router) {
             self.with_router(router, |core, now| core.tick(now));
             self.after(100 * MS, Event::RouterTick(router));
         }
@@ -106,11 +199,13 @@ impl World {
 
     /// Begins a read of the log if the router has room and there is something to read.
     pub fn router_wants(&mut self, router: usize) {
-        let end = self.log.end();
         let Some(node) = self.routers[router].as_mut() else {
             return;
         };
-        if !node.is_reading && node.core.wants_records() && node.core.next_position() < end {
+        let end = self.logs[node.partition as usize].end();
+        let stays = node.leaves_until.is_none();
+        if stays && !node.is_reading && node.core.wants_records() && node.core.next_position() < end
+        {
             node.is_reading = true;
             let delay = self.random.below(2 * MS);
             self.after(delay, Event::RouterRead(router));
@@ -119,13 +214,28 @@ impl World {
 
     pub fn router_read(&mut self, router: usize) {
         let most = self.random.between(1, self.plan.read_most as u64) as usize;
+        let bug = self.options.bug;
         let Some(node) = self.routers[router].as_mut() else {
             return;
         };
         node.is_reading = false;
-        let records = self.log.read(node.core.next_position(), most);
-        if let (Some(Bug::CommitBeforeStore), Some(last)) = (self.options.bug, records.last()) {
-            self.log.commit(last.position.next(), true);
+        let log = &mut self.logs[node.partition as usize];
+        let from = match bug {
+            // What others have settled meanwhile isn't read.
+            Some(Bug::StateKeptAfterLoss) => node.core.next_position().max(log.committed()),
+            _ => node.core.next_position(),
+        };
+        let mut records = log.read(from, most);
+        match (bug, records.last()) {
+            (Some(Bug::CommitBeforeStore), Some(last)) => log.commit(last.position.next(), true),
+            (Some(Bug::RecordSkippedBetweenReads), _) if records.len() > 10 => {
+                records.remove(0);
+            }
+            (Some(Bug::RoutersClock), _) => {
+                let now = self.now.saturating_add_signed(node.skew);
+                records.iter_mut().for_each(|record| record.appended = now);
+            }
+            _ => {}
         }
         if !records.is_empty() {
             self.with_router(router, |core, now| core.records(records, now));
@@ -192,21 +302,17 @@ impl World {
     }
 
     fn tell_gateway(&mut self, router: usize, gateway: usize, mut message: ToGateway) {
-        if self.options.bug == Some(Bug::LostLastMessage) {
-            match &mut message {
-                ToGateway::Digest { .. } => return,
-                ToGateway::Opened { states, .. } => {
-                    for state in states {
-                        let call = Call::ReadState(state.conversation, vec![StateKey::Head]);
-                        if let Reply::State(rows) = self.store.execute(&call, &mut self.random)
-                            && let Some(Some(row)) = rows.first()
-                            && let StateValue::Head(head) = row.value
-                        {
-                            state.head = head.seq;
-                        }
-                    }
+        if let (Some(Bug::HeadToldFromStore), ToGateway::Opened { states, .. }) =
+            (self.options.bug, &mut message)
+        {
+            for state in states {
+                let call = Call::ReadState(state.conversation, vec![StateKey::Head]);
+                if let Reply::State(rows) = self.store.execute(&call, &mut self.random)
+                    && let Some(Some(row)) = rows.first()
+                    && let StateValue::Head(head) = row.value
+                {
+                    state.head = head.seq;
                 }
-                _ => {}
             }
         }
         self.send_to_gateway(router, gateway, message);
@@ -248,7 +354,9 @@ impl World {
         let (reply, delay) = match roll {
             0..30 => {
                 self.store.execute_part(&call, &mut self.random);
-                (None, self.random.below(deadline))
+                let is_write = matches!(*call, Call::PutEvents(_) | Call::PutState(_));
+                let is_told = is_write && self.has(Bug::PartIsDone);
+                (is_told.then_some(Reply::Done), self.random.below(deadline))
             }
             // Failed, and done; or done, and the answer lost.
             30..60 => {
@@ -288,21 +396,28 @@ impl World {
             Asker::Nobody => return,
         };
         if let (Call::Settle(_), Some(Reply::Settled(position))) = (&call, &reply) {
-            if self.routers[router].is_some() {
+            if let Some(node) = &self.routers[router] {
                 let is_kept = self.random.permille(500);
-                self.log.commit(*position, is_kept);
+                self.logs[node.partition as usize].commit(*position, is_kept);
             }
             return;
         }
-        let forgets_cursors = self.options.bug == Some(Bug::ReceiptGoingBack);
+        let forgets_cursors = self.has(Bug::ReceiptGoingBack);
+        let forgets_senders = self.has(Bug::SendersForgotten);
+        let is_done = reply.is_some() || self.has(Bug::ErrorIsDone);
         self.with_router(router, |core, now| match (call, reply) {
-            (Call::PutEvents(_), reply) => core.events_stored(number, reply.is_some(), now),
-            (Call::PutState(_), reply) => core.state_stored(number, reply.is_some(), now),
+            (Call::PutEvents(_), _) => core.events_stored(number, is_done, now),
+            (Call::PutState(_), _) => core.state_stored(number, is_done, now),
             (Call::PutCursors { rows, .. }, Some(Reply::Cursors(stored))) => {
                 core.cursors_stored(rows, &stored, now);
             }
             (Call::PutCursors { rows, .. }, _) => core.cursors_refused(rows, now),
-            (Call::ReadState(..), Some(Reply::State(rows))) => {
+            (Call::ReadState(_, keys), Some(Reply::State(mut rows))) => {
+                if forgets_senders {
+                    for (key, row) in keys.iter().zip(&mut rows) {
+                        *row = row.filter(|_| !matches!(key, StateKey::Sender(..)));
+                    }
+                }
                 core.state_read(number, Some(rows), now)
             }
             (Call::ReadState(..), _) => core.state_read(number, None, now),
@@ -323,10 +438,12 @@ impl World {
         });
     }
 
-    /// Whether the owner has not yet stored all that is in the log.
+    /// Whether an owner has not yet stored all that is in its log.
     pub fn router_behind(&self) -> bool {
-        let node = self.owner.and_then(|owner| self.routers[owner].as_ref());
-        node.is_none_or(|node| node.core.settled_position() < self.log.end())
+        self.owners.iter().zip(&self.logs).any(|(owner, log)| {
+            let node = owner.and_then(|owner| self.routers[owner].as_ref());
+            node.is_none_or(|node| node.core.settled_position() < log.end())
+        })
     }
 
     // The log's side.
@@ -366,41 +483,63 @@ impl World {
         }
     }
 
+    /// Each partition gets its own records of a batch; the report comes when all have them.
     fn log_queues(&mut self, records: &[Append], report: Option<Report>) {
-        if !records.is_empty() {
-            self.log.append(records, report, self.now, &mut self.random);
-            if self.log.reads_unsynced {
+        let mut parts: BTreeMap<u32, Vec<Append>> = BTreeMap::new();
+        for record in records {
+            let partition = self.partition_of(record.conversation);
+            parts.entry(partition).or_default().push(record.clone());
+        }
+        if let Some(report) = report {
+            self.reports.insert(report, parts.len());
+        }
+        for (partition, records) in parts {
+            let log = &mut self.logs[partition as usize];
+            log.append(&records, report, self.now, &mut self.random);
+            if log.reads_unsynced {
                 self.routers_want();
             }
+            self.sync_log(partition);
         }
-        self.sync_log();
     }
 
-    fn sync_log(&mut self) {
-        if self.log.begin_sync() {
+    fn sync_log(&mut self, partition: u32) {
+        let log = &mut self.logs[partition as usize];
+        if log.begin_sync() {
+            let life = log.life;
             let most = if self.now < self.weather.log_slow {
                 2 * SECOND
             } else {
                 self.plan.sync_delay
             };
             let delay = self.random.between(most / 10, most);
-            self.after(delay, Event::LogSynced(self.log.life));
+            self.after(delay, Event::LogSynced(partition, life));
         }
     }
 
     /// A sync of the log's disk is done.
-    pub fn log_synced(&mut self, life: u64) {
-        if life != self.log.life {
+    pub fn log_synced(&mut self, partition: u32, life: u64) {
+        let log = &mut self.logs[partition as usize];
+        if life != log.life {
             return;
         }
-        for (gateway, life, batch) in self.log.synced() {
+        for report in log.synced() {
+            let Some(left) = self.reports.get_mut(&report) else {
+                continue; // Another partition's part of the batch is lost: that was told.
+            };
+            *left -= 1;
+            if *left > 0 {
+                continue;
+            }
+            self.reports.remove(&report);
             if self.healing || !self.random.permille(50) {
+                let (gateway, life, batch) = report;
                 let delay = self.random.below(10 * MS);
                 let input = GatewayInput::Appended(batch, Ok(()));
                 self.after(delay, Event::Gateway(gateway, life, input));
             }
         }
-        self.sync_log();
+        self.sync_log(partition);
         self.routers_want();
     }
 
@@ -410,14 +549,25 @@ impl World {
         }
     }
 
-    /// The log's machine loses power.
-    pub fn log_crashes(&mut self) {
+    /// The machines of all partitions' logs lose power, or those of one.
+    pub fn logs_crash(&mut self, partition: Option<u32>) {
         self.restarted(Part::Log);
-        for (gateway, life, batch) in self.log.crash(&mut self.random) {
-            if self.random.permille(500) {
-                let unknown = LogError::Unknown("the log is gone".to_owned());
-                let input = GatewayInput::Appended(batch, Err(unknown));
-                self.after(50 * MS, Event::Gateway(gateway, life, input));
+        for at in 0..self.plan.partitions {
+            if partition.is_some_and(|one| one != at) {
+                continue;
+            }
+            for report in self.logs[at as usize].crash(&mut self.random) {
+                let is_first = self.reports.remove(&report).is_some();
+                if is_first && self.random.permille(500) {
+                    let (gateway, life, batch) = report;
+                    let unknown = LogError::Unknown("the log is gone".to_owned());
+                    let input = GatewayInput::Appended(batch, Err(unknown));
+                    self.after(50 * MS, Event::Gateway(gateway, life, input));
+                }
+            }
+            // Another leader, with a clock of its own; one disk's clock doesn't run back.
+            if !self.store.gathers {
+                self.logs[at as usize].skew = self.draw_skew();
             }
         }
         self.weather.log_down = self.now + self.random.between(50 * MS, 2 * SECOND);

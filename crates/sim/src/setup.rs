@@ -17,7 +17,7 @@ use crate::world::{Event, MS, SECOND, START, World};
 pub(crate) const FAULTS_FOR: Micros = 60 * SECOND;
 
 /// Messages that are written at least.
-const MESSAGES: u64 = 540;
+const MESSAGES: u64 = 1_060;
 
 /// A conversation as it is founded.
 #[derive(Clone, Debug)]
@@ -25,12 +25,18 @@ pub(crate) struct Founding {
     pub id: ConversationId,
     pub kind: ConversationKind,
     pub members: Vec<(UserId, Role)>,
+    /// From when on nobody writes here, so that nothing later shows that its last event was lost.
+    pub quiet_from: Micros,
 }
 
 /// The shape of a seed's cluster.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub gateways: usize,
+    /// Of the log; each has its own router.
+    pub partitions: u32,
+    /// How many of a thousand clocks are off.
+    pub skewed_permille: u64,
     pub users: Vec<UserId>,
     pub conversations: Vec<Founding>,
     /// Whether log, store, router and gateways are one process, whose store leans on the log.
@@ -55,16 +61,19 @@ impl Plan {
             members[0].1 = Role::Owner;
             members
         };
+        let quiet_from = |random: &mut Random| START + random.between(20 * SECOND, FAULTS_FOR);
         let mut conversations = vec![
             Founding {
                 id: ConversationId(random.bits()),
                 kind: ConversationKind::Direct,
                 members: vec![(users[0], Role::Member), (users[1], Role::Member)],
+                quiet_from: quiet_from(random),
             },
             Founding {
                 id: ConversationId(random.bits()),
                 kind: ConversationKind::Group,
                 members: everybody(random),
+                quiet_from: quiet_from(random),
             },
         ];
         let mut channel = everybody(random);
@@ -77,12 +86,14 @@ impl Plan {
             id: ConversationId(random.bits()),
             kind: ConversationKind::Channel,
             members: channel,
+            quiet_from: quiet_from(random),
         });
         for _ in 0..random.below(3) {
             conversations.push(Founding {
                 id: ConversationId(random.bits()),
                 kind: ConversationKind::Group,
                 members: everybody(random),
+                quiet_from: quiet_from(random),
             });
         }
         let mut router = Config::default();
@@ -96,10 +107,18 @@ impl Plan {
         }
         router.commit_every = random.pick(&[0, 20 * MS, 1_000 * MS]).unwrap_or(0);
         router.cursor_check_for = random.pick(&[500 * MS, 60_000 * MS]).unwrap_or(0);
+        let store_gathers = random.permille(400);
         Plan {
             gateways: random.between(1, 3) as usize,
+            // One disk's log has one.
+            partitions: if store_gathers {
+                1
+            } else {
+                random.between(1, 3) as u32
+            },
+            skewed_permille: random.pick(&[0, 0, 300]).unwrap_or(0),
             conversations,
-            store_gathers: random.permille(500),
+            store_gathers,
             client_delay: random.between(MS, 40 * MS),
             peer_delay: random.between(50, 4 * MS),
             store_delay: random.between(50, 8 * MS),
@@ -115,9 +134,11 @@ impl Plan {
 impl World {
     /// Founds everything and plans what happens.
     pub fn set_up(&mut self) {
-        let bug = self.options.bug;
-        self.log.reads_unsynced = bug == Some(Bug::AckBeforeDurable);
-        self.store.cursors_go_back = bug == Some(Bug::ReceiptGoingBack);
+        let reads_unsynced = self.has(Bug::AckBeforeDurable);
+        for log in &mut self.logs {
+            log.reads_unsynced = reads_unsynced;
+        }
+        self.store.bug = self.options.bug;
         for founding in self.plan.conversations.clone() {
             self.directory.found(&founding);
         }
@@ -125,7 +146,12 @@ impl World {
             self.gateways.push(GatewayNode::default());
             self.gateway_back(gateway);
         }
-        self.router_up();
+        for partition in 0..self.plan.partitions {
+            if !self.plan.store_gathers {
+                self.logs[partition as usize].skew = self.draw_skew();
+            }
+            self.router_up(partition);
+        }
         self.after(5 * MS, Event::Relay);
         let users = self.plan.users.clone();
         for &user in &users {
@@ -162,14 +188,14 @@ impl World {
             }
             left -= burst;
         }
-        for _ in 0..150 {
+        for _ in 0..250 {
             let at = START + SECOND + self.random.below(FAULTS_FOR);
             self.at(at, Event::Act);
         }
     }
 
     fn plan_faults(&mut self) {
-        for _ in 0..self.random.between(24, 44) {
+        for _ in 0..self.random.between(32, 56) {
             let fault = Fault::draw(&mut self.random);
             let at = START + 2 * SECOND + self.random.below(FAULTS_FOR - 4 * SECOND);
             self.at(at, Event::Fault(fault));

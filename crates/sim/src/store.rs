@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use tidings_core::ids::{ConversationId, Position, Seq, UserId};
 use tidings_core::rows::{CursorRow, EventRow, StateKey, StateRow};
 
+use crate::Bug;
 use crate::random::Random;
 
 /// A call of the store's port.
@@ -51,12 +52,12 @@ struct Tables {
 }
 
 impl Tables {
-    fn apply(&mut self, write: Write, cursors_go_back: bool) {
+    fn apply(&mut self, write: Write, bug: Option<Bug>) {
         match write {
             Write::Event(row) => _ = self.events.insert((row.conversation, row.seq), row),
             Write::State(row) => {
                 let kept = self.state.entry((row.conversation, row.key)).or_insert(row);
-                if row.position >= kept.position {
+                if row.position >= kept.position || bug == Some(Bug::LateWriteWins) {
                     *kept = row;
                 }
             }
@@ -65,7 +66,7 @@ impl Tables {
                     .cursors
                     .entry((row.conversation, row.user))
                     .or_insert(row);
-                if cursors_go_back {
+                if bug == Some(Bug::ReceiptGoingBack) {
                     *kept = row;
                 }
                 kept.delivered = kept.delivered.max(row.delivered);
@@ -86,8 +87,12 @@ pub(crate) struct SimStore {
     settled: Position,
     /// Whether rows are gathered in memory, leaning on the log, as the embedded store does.
     pub gathers: bool,
-    /// Planted: the cursor written last stays.
-    pub cursors_go_back: bool,
+    /// What is planted.
+    pub bug: Option<Bug>,
+    /// Planted: rows of state as they were before their last write.
+    replica: BTreeMap<(ConversationId, StateKey), StateRow>,
+    /// Planted: some of the rows written.
+    cache: BTreeMap<(ConversationId, StateKey), StateRow>,
 }
 
 impl SimStore {
@@ -99,7 +104,9 @@ impl SimStore {
             flushed: Position::default(),
             settled: Position::default(),
             gathers,
-            cursors_go_back: false,
+            bug: None,
+            replica: BTreeMap::new(),
+            cache: BTreeMap::new(),
         }
     }
 
@@ -107,12 +114,15 @@ impl SimStore {
     pub fn execute(&mut self, call: &Call, random: &mut Random) -> Reply {
         match call {
             Call::PutEvents(rows) => self.write(rows.iter().cloned().map(Write::Event)),
-            Call::PutState(rows) => self.write(rows.iter().copied().map(Write::State)),
+            Call::PutState(rows) => {
+                self.copy(rows, random);
+                self.write(rows.iter().copied().map(Write::State))
+            }
             Call::PutCursors { rows, check } => {
                 // Durable on return, in every kind of store.
                 for &row in rows {
-                    self.tables.apply(Write::Cursor(row), self.cursors_go_back);
-                    self.kept.apply(Write::Cursor(row), self.cursors_go_back);
+                    self.tables.apply(Write::Cursor(row), self.bug);
+                    self.kept.apply(Write::Cursor(row), self.bug);
                 }
                 let now = |row: &CursorRow| match check {
                     true => self.tables.cursors[&(row.conversation, row.user)],
@@ -122,7 +132,18 @@ impl SimStore {
             }
             Call::Settle(position) => self.settle(*position, random),
             Call::ReadState(conversation, keys) => {
-                let row = |&key: &StateKey| self.tables.state.get(&(*conversation, key)).copied();
+                let row = |&key: &StateKey| {
+                    let key = (*conversation, key);
+                    let copies = match self.bug {
+                        Some(Bug::HeadReadAtOne) if key.1 == StateKey::Head => &self.replica,
+                        Some(Bug::HeadFromCache) if key.1 == StateKey::Head => &self.cache,
+                        _ => &self.tables.state,
+                    };
+                    copies
+                        .get(&key)
+                        .or_else(|| self.tables.state.get(&key))
+                        .copied()
+                };
                 Reply::State(keys.iter().map(row).collect())
             }
             Call::ReadSince(conversation, from) => {
@@ -188,7 +209,7 @@ impl SimStore {
 
     fn write(&mut self, writes: impl Iterator<Item = Write>) -> Reply {
         for write in writes {
-            self.tables.apply(write.clone(), self.cursors_go_back);
+            self.tables.apply(write.clone(), self.bug);
             self.unflushed.push(write);
         }
         if !self.gathers {
@@ -197,9 +218,28 @@ impl SimStore {
         Reply::Done
     }
 
+    /// Keeps what a replica that is one write behind has, and a cache that doesn't get every write.
+    fn copy(&mut self, rows: &[StateRow], random: &mut Random) {
+        match self.bug {
+            Some(Bug::HeadReadAtOne) => {
+                for row in rows {
+                    let key = (row.conversation, row.key);
+                    if let Some(before) = self.tables.state.get(&key) {
+                        self.replica.insert(key, *before);
+                    }
+                }
+            }
+            Some(Bug::HeadFromCache) if random.permille(900) => {
+                let keyed = |row: &StateRow| ((row.conversation, row.key), *row);
+                self.cache.extend(rows.iter().map(keyed));
+            }
+            _ => {}
+        }
+    }
+
     fn settle(&mut self, position: Position, random: &mut Random) -> Reply {
         self.settled = self.settled.max(position);
-        if !self.gathers {
+        if !self.gathers || self.bug == Some(Bug::SettledBeforeFlush) {
             return Reply::Settled(position);
         }
         if random.permille(150) {
@@ -211,7 +251,7 @@ impl SimStore {
 
     fn flush(&mut self) {
         for write in self.unflushed.drain(..) {
-            self.kept.apply(write, self.cursors_go_back);
+            self.kept.apply(write, self.bug);
         }
     }
 

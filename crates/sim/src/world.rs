@@ -5,9 +5,10 @@
 //! of events, so a seed has exactly one history.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
 use tidings_core::ids::{ConversationId, Micros, UserId};
+use tidings_core::path::Router;
 use tidings_core::ports::log::{Append, LogError};
 use tidings_core::ports::peers::{ToGateway, ToRouter};
 use tidings_gateway::logic::{AuthFailure, Principal, Slot};
@@ -24,7 +25,7 @@ use crate::random::Random;
 use crate::routers::RouterNode;
 use crate::setup::Plan;
 use crate::store::{Call, Reply, SimStore};
-use crate::{Options, Outcome};
+use crate::{Bug, Options, Outcome};
 
 pub(crate) const MS: Micros = 1_000;
 pub(crate) const SECOND: Micros = 1_000_000;
@@ -79,7 +80,7 @@ pub(crate) enum Event {
     ToRouter(usize, usize, ToRouter),
     RouterTick(usize),
     RouterRead(usize),
-    RouterUp,
+    RouterUp(u32),
     ZombieEnds(usize),
     Store {
         asker: Asker,
@@ -92,9 +93,12 @@ pub(crate) enum Event {
         reply: Option<Reply>,
     },
     Append(Vec<Append>, Option<Report>),
-    LogSynced(u64),
+    /// A sync of a partition's log in this life of it is done.
+    LogSynced(u32, u64),
     Relay,
     RelayDone(ConversationId, u64),
+    /// The registry is told that a device's session is gone.
+    SessionGone(u64, tidings_core::ids::SessionId),
     DeviceTick {
         device: usize,
         life: u64,
@@ -152,16 +156,24 @@ pub(crate) struct World {
     /// Whether the faults are over.
     pub healing: bool,
     pub weather: Weather,
-    pub log: SimLog,
+    /// The log of each partition.
+    pub logs: Vec<SimLog>,
+    /// How many partitions' logs haven't reported yet on a batch.
+    pub reports: BTreeMap<Report, usize>,
     pub store: SimStore,
     pub store_life: u64,
     pub directory: SimDirectory,
     /// Which gateway has which device's session.
     pub registry: BTreeMap<u64, (usize, tidings_core::ids::SessionId)>,
+    /// Planted: routers as they were when they lost a partition, by server.
+    pub kept_routers: BTreeMap<(u32, usize), Router>,
     pub gateways: Vec<GatewayNode>,
     /// Every router there ever was; who is gone is `None`.
     pub routers: Vec<Option<RouterNode>>,
-    pub owner: Option<usize>,
+    /// The router that owns each partition.
+    pub owners: Vec<Option<usize>>,
+    /// The partition of each of them.
+    pub router_partitions: Vec<u32>,
     pub connections: Vec<Connection>,
     pub devices: Vec<Device>,
     /// When the last message on a way of a conversation arrives.
@@ -169,8 +181,8 @@ pub(crate) struct World {
     /// When a gateway's last append reaches the log.
     pub appends: BTreeMap<usize, Micros>,
     pub written: u64,
-    /// Messages that got a number.
-    pub numbered: u64,
+    /// Messages that got a number: conversation, sender, grant, counter.
+    pub numbered: BTreeSet<(u64, u64, u64, u64)>,
     /// What users were told to be hidden: user, conversation, first and last seq.
     pub hidden: Vec<(u64, u64, u64, u64)>,
 }
@@ -193,20 +205,23 @@ impl World {
             faults: 0,
             healing: false,
             weather: Weather::default(),
-            log: SimLog::default(),
+            logs: (0..plan.partitions).map(|_| SimLog::default()).collect(),
+            reports: BTreeMap::new(),
             store: SimStore::new(plan.store_gathers),
             store_life: 0,
             directory: SimDirectory::default(),
             registry: BTreeMap::new(),
+            kept_routers: BTreeMap::new(),
             gateways: Vec::new(),
             routers: Vec::new(),
-            owner: None,
+            owners: vec![None; plan.partitions as usize],
+            router_partitions: Vec::new(),
             connections: Vec::new(),
             devices: Vec::new(),
             ways: BTreeMap::new(),
             appends: BTreeMap::new(),
             written: 0,
-            numbered: 0,
+            numbered: BTreeSet::new(),
             hidden: Vec::new(),
             random,
             plan,
@@ -266,13 +281,14 @@ impl World {
             Event::ToRouter(router, from, message) => self.router_heard(router, from, message),
             Event::RouterTick(router) => self.router_tick(router),
             Event::RouterRead(router) => self.router_read(router),
-            Event::RouterUp => self.router_up(),
+            Event::RouterUp(partition) => self.router_up(partition),
             Event::ZombieEnds(router) => self.routers[router] = None,
             Event::Store { asker, call, life } => self.store_works(asker, call, life),
             Event::StoreReply { asker, call, reply } => self.store_replies(asker, *call, reply),
             Event::Append(records, report) => self.log_takes(records, report),
-            Event::LogSynced(life) => self.log_synced(life),
+            Event::LogSynced(partition, life) => self.log_synced(partition, life),
             Event::Relay => self.relay(),
+            Event::SessionGone(device, session) => self.session_gone(device, session),
             Event::RelayDone(conversation, version) => self.directory.done(conversation, version),
             Event::DeviceTick { device, life } => self.device_tick(device, life),
             Event::DeviceSync { device, life } => self.device_syncs_disk(device, life),
@@ -281,6 +297,16 @@ impl World {
             Event::Act => self.act_as_user(),
             Event::Fault(fault) => self.fault(fault),
         }
+    }
+
+    /// Whether this mistake is planted.
+    pub fn has(&self, bug: Bug) -> bool {
+        self.options.bug == Some(bug)
+    }
+
+    /// The partition of a conversation.
+    pub fn partition_of(&self, conversation: ConversationId) -> u32 {
+        conversation.slot() % self.plan.partitions
     }
 
     /// Adds to the trace.
