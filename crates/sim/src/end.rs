@@ -8,7 +8,8 @@ use tidings_core::rows::EventRow;
 use tidings_protocol::wire;
 use tidings_verify::history::{Deliver, EventKind, Final, Member};
 
-use crate::devices::{Device, plain_hash};
+use crate::devices::Device;
+use crate::recorded::plain_hash;
 use crate::reference;
 use crate::setup::FAULTS_FOR;
 use crate::world::{Event, MS, SECOND, START, World};

@@ -7,7 +7,8 @@
 //!
 //! - `world`: the scheduler, a heap of events by (virtual time, a number drawn from the seed).
 //! - `log`, `store`, `directory`: the models of ports. `reference`: what the log says, decided anew.
-//! - `routers`, `gateways`, `devices`: drivers of the real machines, as servers and apps have them.
+//! - `routers`, `gateways`, `devices`: drivers of the real machines, as servers and apps have them;
+//!   `recorded`: what devices do and see, for the checker.
 //! - `net`: connections and the messages between gateways and routers. `faults`: what goes wrong.
 //! - `bugs`: mistakes that can be planted, to see that they are found.
 //! - `end`: after the faults everything heals, settles and is judged by `tidings_verify`.
@@ -26,6 +27,7 @@ mod gateways;
 mod log;
 mod net;
 mod random;
+mod recorded;
 mod reference;
 mod routers;
 mod setup;
