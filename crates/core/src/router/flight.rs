@@ -138,10 +138,9 @@ impl Flights {
 
     /// The oldest flight not fanned out, if it may be: confirmed, or the store is slow.
     pub fn next_to_fan_out(&mut self, now: Micros, slow_after: Micros) -> Option<Vec<Cargo>> {
-        let slow = self
-            .flying
-            .front()
-            .is_some_and(|f| !f.confirmed && now.saturating_sub(f.launched) >= slow_after);
+        // Not the oldest flight: that one may be confirmed, and only wait for its rows of state.
+        let unanswered = self.flying.iter().find(|f| !f.confirmed);
+        let slow = unanswered.is_some_and(|f| now.saturating_sub(f.launched) >= slow_after);
         let flight = self.flying.iter_mut().find(|f| !f.fanned_out)?;
         if !flight.confirmed && !slow {
             return None;
@@ -232,5 +231,50 @@ impl Flights {
 impl Flight {
     fn rows(&self) -> Vec<EventRow> {
         self.cargo.iter().map(|c| (*c.row).clone()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ConversationId;
+    use crate::rows::{HeadState, StateValue};
+
+    const SLOW: Micros = 500;
+
+    fn launched(flights: &mut Flights, offset: u64, now: Micros) -> u64 {
+        let position = Position { epoch: 1, offset };
+        let row = EventRow::empty(ConversationId(1), offset, position, offset, 0);
+        let state = StateRow {
+            conversation: ConversationId(1),
+            key: StateKey::Head,
+            position,
+            ts: offset,
+            value: StateValue::Head(HeadState::default()),
+        };
+        flights.load(
+            position,
+            Arc::new(row),
+            [state].into_iter(),
+            SessionId(0),
+            0,
+        );
+        flights.launch(now).expect("something was loaded").0
+    }
+
+    #[test]
+    fn a_store_that_stops_answering_holds_up_nobody_for_longer_than_the_limit() {
+        let mut flights = Flights::default();
+        let first = launched(&mut flights, 1, 0);
+        flights.events_stored(first, true);
+        assert!(flights.next_to_fan_out(0, SLOW).is_some());
+        // Its rows of state are asked to be written, and nothing is answered any more.
+        assert!(flights.next_state(0, 0).is_some());
+        launched(&mut flights, 2, 10);
+        assert!(flights.next_to_fan_out(509, SLOW).is_none(), "stored first");
+        assert!(flights.next_to_fan_out(510, SLOW).is_some());
+        launched(&mut flights, 3, 600);
+        assert!(flights.next_to_fan_out(600, SLOW).is_some(), "at once now");
+        assert!(flights.next_to_fan_out(600, SLOW).is_none());
     }
 }
