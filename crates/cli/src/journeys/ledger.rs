@@ -9,6 +9,9 @@ use super::meter::{Reconnection, lock};
 
 /// So many times the usual p99 is still on time.
 const ON_TIME: u64 = 2;
+/// What was meant to be sent so many microseconds before a fault may be on its way when it comes, and
+/// says nothing about the time before it.
+const UNDER_WAY: u64 = 2_000_000;
 /// A fault is over when all messages of so many microseconds are on time.
 const CALM: u64 = 5_000_000;
 
@@ -221,7 +224,10 @@ fn figures(
         );
         &fates[a..b.max(a)]
     };
-    let before = within(from, starts.first().map_or(end, |mark| mark.at));
+    let first = starts
+        .first()
+        .map_or(end, |mark| mark.at.saturating_sub(UNDER_WAY));
+    let before = within(from, first);
     let mut times: Vec<u64> = before.iter().map(Fate::took).collect();
     times.sort_unstable();
     let limit = at_quantile(&times, 0.99).saturating_mul(ON_TIME);
