@@ -77,7 +77,8 @@ def write_table(folder, names, path, rate, before):
     lines = [HEAD.format(cpus=os.cpu_count(), rate=rate, before=before), "| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(row(result)) + " |" for result in results]
     if results:
-        lines += ["", f"Runs of {min(result['date'] for result in results)} to {max(result['date'] for result in results)} UTC."]
+        dates, loads = [[what(result) for result in results] for what in (lambda r: r["date"], lambda r: r["machine"]["load"])]
+        lines += ["", f"Runs of {min(dates)} to {max(dates)} UTC; load average at their ends {min(loads):.1f} to {max(loads):.1f}."]
     storm = read("random")
     if storm:
         lines += ["", "## Random kills and hangs", "",
@@ -92,6 +93,6 @@ def write_table(folder, names, path, rate, before):
                       f"{storm['verify']['delivered']:,} shown; {lost} lost, {doubled} doubled, {reordered} reordered, {ghosts} ghosts, {other} other. "
                       f"Of the messages, {1 - met['late'] / max(met['messages'], 1):.1%} were on time (twice the p99 before, {storm['met']['before_p99']:.2f} s); "
                       f"longest to an acknowledgement {time_of(met['longest_to_ack'])} s, to delivery {time_of(met['longest_to_delivery'])} s; "
-                      f"{met['reconnections']} reconnections; machine busy, steal: {busy(storm)}."]
+                      f"nobody was shown anything for {time_of(met['longest_silence'])} s at most; {met['reconnections']} reconnections; machine busy, steal: {busy(storm)}."]
     with open(path, "w") as file:
         file.write("\n".join(lines) + "\n")
