@@ -1,6 +1,8 @@
 //! The names of enum values in JSON: lower snake case, as in the schema.
 
-use crate::wire::{ConversationKind, Encoding, Kind, Presence, Role, Status};
+use crate::wire::{
+    ConversationKind, Encoding, Feature, FeatureState, Kind, Presence, Role, Status,
+};
 
 /// The number of an enum value whose JSON name this version does not know:
 /// what a later server said must not make an older client fail. No schema
@@ -34,6 +36,11 @@ names! {
     Presence { Offline = "offline", Online = "online", Away = "away" }
     Status { Sent = "sent", Gap = "gap", Over = "over", Fork = "fork", Stale = "stale" }
     Role { None = "none", Reader = "reader", Member = "member", Admin = "admin", Owner = "owner" }
+    Feature {
+        Delivery = "delivery", Presence = "presence", Typing = "typing",
+        Receipts = "receipts", History = "history"
+    }
+    FeatureState { Normal = "normal", Reduced = "reduced", Off = "off" }
     ConversationKind { Direct = "direct", Group = "group", Channel = "channel" }
 }
 

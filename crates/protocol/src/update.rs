@@ -10,8 +10,8 @@ use crate::wire::{Event, Update, update};
 /// JSON refuses such a number wherever it stands; in protobuf it is looked for here.
 pub(crate) fn check_update(update: &Update) -> Result<(), DecodeError> {
     use update::Update::{
-        Ack, Delayed, Error, Event, Heads, Hello, HistoryPage, Lagging, Pong, Presence, Ready,
-        ReauthRequired, Receipts, Reconnect, SyncDone, SyncPage, Typing,
+        Ack, Delayed, Error, Event, Heads, Hello, HistoryPage, Lagging, Mode, Pong, Presence,
+        Ready, ReauthRequired, Receipts, Reconnect, SyncDone, SyncPage, Typing,
     };
     let greatest = match update.update.as_ref() {
         None => 0,
@@ -29,6 +29,7 @@ pub(crate) fn check_update(update: &Update) -> Result<(), DecodeError> {
         Some(ReauthRequired(u)) => u.expires,
         Some(Pong(u)) => u.server_time,
         Some(Delayed(u)) => u.seq,
+        Some(Mode(u)) => u.since,
         Some(Typing(_) | Reconnect(_) | SyncDone(_) | Lagging(_)) => 0,
     };
     if greatest.max(update.r#ref) <= NUMBER_MAX {

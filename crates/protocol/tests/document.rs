@@ -4,7 +4,8 @@ mod support;
 
 use tidings_protocol::codes::{Advice, Remedy};
 use tidings_protocol::wire::{
-    ClientFrame, ConversationKind, Encoding, Kind, Presence, Role, ServerFrame, Status,
+    ClientFrame, ConversationKind, Encoding, Feature, FeatureState, Kind, Presence, Role,
+    ServerFrame, Status,
 };
 use tidings_protocol::{
     CloseCode, ErrorCode, Format, Named, decode_client_frame, decode_server_frame,
@@ -145,6 +146,8 @@ fn every_name_of_an_enum_is_explained() {
     all::<Kind>();
     all::<Encoding>();
     all::<Presence>();
+    all::<Feature>();
+    all::<FeatureState>();
     all::<Status>();
     all::<Role>();
     all::<ConversationKind>();

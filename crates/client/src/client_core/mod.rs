@@ -18,7 +18,8 @@ use tidings_protocol::Format;
 use tidings_protocol::body::{BodyError, check_body, compress_body};
 use tidings_protocol::limits as published;
 use tidings_protocol::wire::{
-    self, ClientFrame, Command, Encoding, Kind, Limits, ServerFrame, command, update,
+    self, ClientFrame, Command, Encoding, Feature, FeatureState, Kind, Limits, ServerFrame,
+    command, update,
 };
 
 use crate::saved::{PersistOp, Queued, Saved};
@@ -404,6 +405,19 @@ impl ClientCore {
                     conversation: d.conversation,
                     seq: d.seq,
                 });
+            }
+            Update::Mode(mode) => {
+                // What a later server can say more, this client has no words for.
+                if let (Ok(feature), Ok(state)) = (
+                    Feature::try_from(mode.feature),
+                    FeatureState::try_from(mode.state),
+                ) {
+                    self.app(AppEvent::Mode {
+                        feature,
+                        state,
+                        since: mode.since,
+                    });
+                }
             }
             Update::Lagging(_) => {
                 self.app(AppEvent::Lagging);

@@ -1,7 +1,9 @@
 //! What a core is told to do, and what it tells.
 
 use tidings_protocol::body::BodyError;
-use tidings_protocol::wire::{ClientFrame, ConversationKind, Event, Presence, Role, UserPresence};
+use tidings_protocol::wire::{
+    ClientFrame, ConversationKind, Event, Feature, FeatureState, Presence, Role, UserPresence,
+};
 
 use crate::saved::PersistOp;
 
@@ -198,6 +200,15 @@ pub enum AppEvent {
         conversation: u64,
         /// Its seq.
         seq: u64,
+    },
+    /// A feature works otherwise from now on: with a part of the server down, or overloaded, it is less.
+    Mode {
+        /// Which.
+        feature: Feature,
+        /// How it is.
+        state: FeatureState,
+        /// When that began, microseconds since 1970.
+        since: u64,
     },
     /// The client read too slowly; it syncs again.
     Lagging,

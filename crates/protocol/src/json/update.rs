@@ -9,9 +9,10 @@ use crate::event::EventRef;
 use crate::message_id;
 use crate::names::name_of;
 use crate::wire::{
-    Ack, ConversationKind, Delayed, Error, Heads, Hello, HistoryPage, Lagging, Limits, Pong,
-    Presence, PresenceUpdate, Ready, ReauthRequired, Receipt, Receipts, Reconnect, Role, Status,
-    SyncDone, SyncPage, TypingUpdate, Update, UserPresence, update,
+    Ack, ConversationKind, Delayed, Error, Feature, FeatureState, Heads, Hello, HistoryPage,
+    Lagging, Limits, Mode, Pong, Presence, PresenceUpdate, Ready, ReauthRequired, Receipt,
+    Receipts, Reconnect, Role, Status, SyncDone, SyncPage, TypingUpdate, Update, UserPresence,
+    update,
 };
 
 type Result<T> = std::result::Result<T, DecodeError>;
@@ -134,6 +135,13 @@ pub(crate) fn write_update(u: &Update, out: &mut Vec<u8>) {
             o.close();
         }
         U::Lagging(_) => open(out, "lagging").close(),
+        U::Mode(u) => {
+            let mut o = open(out, "mode");
+            o.name("feature", name_of::<Feature>(u.feature));
+            o.name("state", name_of::<FeatureState>(u.state));
+            o.number("since", u.since);
+            o.close();
+        }
     }
 }
 
@@ -204,7 +212,7 @@ fn write_events(o: &mut Object<'_>, events: &[u8]) {
     out.push(b']');
 }
 
-const NAMES: [&str; 18] = [
+const NAMES: [&str; 19] = [
     "message",
     "ack",
     "members",
@@ -223,6 +231,7 @@ const NAMES: [&str; 18] = [
     "pong",
     "delayed",
     "lagging",
+    "mode",
 ];
 
 /// Reads one update. A `type` of a later server gives an update without content, to be ignored.
@@ -319,6 +328,11 @@ pub(crate) fn update(text: &str) -> Result<Update> {
             seq: f.number("seq")?,
         }),
         "lagging" => U::Lagging(Lagging {}),
+        "mode" => U::Mode(Mode {
+            feature: f.name_or_unknown::<Feature>("feature")?,
+            state: f.name_or_unknown::<FeatureState>("state")?,
+            since: f.number("since")?,
+        }),
         _ => {
             return Ok(Update {
                 r#ref,

@@ -4,10 +4,10 @@
 use bytes::Bytes;
 use tidings_protocol::wire::{
     Ack, Auth, Command, ConversationKind, Cursor, Delayed, Delivered, Encoding, Error, Event,
-    Heads, Hello, History, HistoryPage, Kind, Lagging, Limits, MemberChange, Members, Ping, Pong,
-    Presence, PresenceUpdate, Read, Ready, ReauthRequired, Receipt, Receipts, Reconnect, Role,
-    Send, SetPresence, Status, Sync, SyncDone, SyncPage, Typing, TypingUpdate, Update,
-    UserPresence, Watch, command, update,
+    Feature, FeatureState, Heads, Hello, History, HistoryPage, Kind, Lagging, Limits, MemberChange,
+    Members, Mode, Ping, Pong, Presence, PresenceUpdate, Read, Ready, ReauthRequired, Receipt,
+    Receipts, Reconnect, Role, Send, SetPresence, Status, Sync, SyncDone, SyncPage, Typing,
+    TypingUpdate, Update, UserPresence, Watch, command, update,
 };
 
 pub const CONVERSATION: u64 = 0x00f3_0102_0304_0506;
@@ -396,6 +396,14 @@ pub fn updates() -> Vec<(&'static str, Update)> {
             }),
         ),
         ("lagging", U::Lagging(Lagging {})),
+        (
+            "mode",
+            U::Mode(Mode {
+                feature: Feature::Presence.into(),
+                state: FeatureState::Reduced.into(),
+                since: 1_764_000_000_000_000,
+            }),
+        ),
     ]
     .into_iter()
     .zip(0..)
