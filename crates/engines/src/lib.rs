@@ -3,6 +3,7 @@
 //! Each module stands behind one port of `tidings-core` and passes the same behavioural suite
 //! as the embedded part ([`tidings_core::conformance`]), against the real engine.
 
+pub mod breaker;
 pub mod cassandra;
 pub mod kafka;
 pub mod peers;

@@ -44,6 +44,7 @@ pub use metrics::{Metrics, Requests};
 pub use schema::{BUCKET, SCHEMA, migrate};
 pub use settings::{Consistency, Settings};
 
+use crate::breaker::BreakerMetrics;
 use requests::Client;
 
 /// The store. Cheap to clone; all clones share connections.
@@ -53,6 +54,12 @@ pub struct CassandraStore {
 }
 
 impl CassandraStore {
+    /// The figures of the breakers: of reads, of writes.
+    pub fn breakers(&self) -> [Arc<BreakerMetrics>; 2] {
+        let breakers = &self.client.breakers;
+        [&breakers.reads, &breakers.writes].map(|breaker| Arc::clone(breaker.metrics()))
+    }
+
     /// The counters.
     pub fn metrics(&self) -> &Metrics {
         &self.client.metrics

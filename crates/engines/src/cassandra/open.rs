@@ -52,8 +52,12 @@ impl CassandraStore {
     /// Whether a quorum answers, within a second.
     pub async fn check(&self) -> Result<(), String> {
         let client = &self.client;
+        let pass = client.breakers.reads.enter();
+        let pass = pass.map_err(|open| open.to_string())?;
         let asked = stored_version(&client.session, &client.settings);
-        match tokio::time::timeout(CHECK, asked).await {
+        let answer = tokio::time::timeout(CHECK, asked).await;
+        pass.end(matches!(answer, Ok(Ok(_))));
+        match answer {
             Ok(Ok(Some(_))) => Ok(()),
             Ok(Ok(None)) => Err("the table schema_version is gone".into()),
             Ok(Err(error)) => Err(error.reason),

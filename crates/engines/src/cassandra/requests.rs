@@ -14,6 +14,8 @@ use scylla::statement::prepared::PreparedStatement;
 use tidings_core::ports::store::{StoreError, StoreResult};
 use tokio::sync::Semaphore;
 
+use crate::breaker::Breaker;
+
 use super::flight::Flights;
 use super::hedge::Hedge;
 use super::metrics::{Metrics, Requests, count};
@@ -31,7 +33,19 @@ pub struct Client {
     pub(super) writes: Writes,
     /// One for each request under way.
     permits: Semaphore,
+    pub(super) breakers: Breakers,
 }
+
+/// One for reads, one for writes: a store that is full or behind still reads.
+pub(super) struct Breakers {
+    pub(super) reads: Breaker,
+    pub(super) writes: Breaker,
+}
+
+/// Reads that take longer count as failed for the breaker. A page takes a few milliseconds.
+const SLOW_READ: Duration = Duration::from_millis(500);
+/// Writes too. Nobody's answer waits for them, and a backlog that drains makes them slow by itself.
+const SLOW_WRITE: Duration = Duration::from_secs(2);
 
 impl Client {
     /// Prepares the statements on a keyspace that is there.
@@ -63,6 +77,10 @@ impl Client {
             reads,
             writes,
             permits: Semaphore::new(permits),
+            breakers: Breakers {
+                reads: Breaker::new("cassandra_reads", SLOW_READ),
+                writes: Breaker::new("cassandra_writes", SLOW_WRITE),
+            },
         })
     }
 
@@ -107,7 +125,7 @@ impl Client {
         statement: &PreparedStatement,
         values: impl SerializeRow,
     ) -> StoreResult<QueryRowsResult> {
-        let requests = &self.metrics.reads;
+        let requests = (&self.metrics.reads, &self.breakers.reads);
         let result = self
             .request(requests, self.session.execute_unpaged(statement, values))
             .await?;
@@ -122,7 +140,7 @@ impl Client {
         statement: &PreparedStatement,
         values: impl SerializeRow,
     ) -> StoreResult<()> {
-        let requests = &self.metrics.writes;
+        let requests = (&self.metrics.writes, &self.breakers.writes);
         self.request(requests, self.session.execute_unpaged(statement, values))
             .await?;
         Ok(())
@@ -130,7 +148,7 @@ impl Client {
 
     /// Runs statements of one partition.
     pub(super) async fn batch(&self, batch: &Batch, values: impl BatchValues) -> StoreResult<()> {
-        let requests = &self.metrics.writes;
+        let requests = (&self.metrics.writes, &self.breakers.writes);
         self.request(requests, self.session.batch(batch, values))
             .await?;
         Ok(())
@@ -138,9 +156,12 @@ impl Client {
 
     async fn request(
         &self,
-        requests: &Requests,
+        (requests, breaker): (&Requests, &Breaker),
         request: impl Future<Output = Result<QueryResult, ExecutionError>>,
     ) -> StoreResult<QueryResult> {
+        let pass = breaker
+            .enter()
+            .map_err(|open| StoreError::Unavailable(open.to_string()))?;
         let _permit = self
             .permits
             .acquire()
@@ -150,7 +171,9 @@ impl Client {
         let result = request.await;
         let timed_out = result.as_ref().is_err_and(is_timeout);
         requests.record(begun, result.is_err(), timed_out);
-        result.map_err(|error| store_error(&error))
+        let result = result.map_err(|error| store_error(&error));
+        pass.end(!matches!(result, Err(StoreError::Unavailable(_))));
+        result
     }
 }
 

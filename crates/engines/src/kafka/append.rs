@@ -258,6 +258,16 @@ impl Shared {
         }
     }
 
+    /// Partitions of the first topic that take nothing.
+    fn shut(&self) -> usize {
+        let (now, limit) = (self.now(), u64::from(self.settings.refuse_after_ms));
+        let lanes = self.topics.first().map_or(&[][..], |topic| &topic.lanes);
+        let shut = |lane: &&Lane| {
+            lane.shut_for(now, limit).is_some() || lane.broken.load(Ordering::Relaxed)
+        };
+        lanes.iter().filter(shut).count()
+    }
+
     /// What is wrong with a call, if something is.
     fn refusal(&self, topic: &Topic, pieces: &[Piece<'_>]) -> Option<String> {
         let largest = pieces.iter().map(|piece| piece.payload.len()).max()?;
@@ -447,6 +457,11 @@ impl Appender {
     /// Appends to the topic of that number; the partitions exist.
     pub(super) fn append(&self, topic: usize, pieces: &[Piece<'_>], report: AppendReport) {
         self.shared.append(topic, pieces, report);
+    }
+
+    /// How many partitions of the first topic take nothing now.
+    pub(super) fn shut(&self) -> usize {
+        self.shared.shut()
     }
 
     /// How many partitions the topic of that number has.

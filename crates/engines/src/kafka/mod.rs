@@ -203,6 +203,11 @@ impl KafkaLog {
             .saturating_sub(self.commits.given(partition.0))
     }
 
+    /// How many partitions take no messages now: they refuse at once, but for a probe.
+    pub fn shut_partitions(&self) -> usize {
+        self.appender.shut()
+    }
+
     /// Whether every partition has a leader and enough replicas in sync, within a second.
     ///
     /// # Errors

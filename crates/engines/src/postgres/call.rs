@@ -30,6 +30,7 @@ use super::metrics::{Metrics, add};
 use super::pool::{Connections, Lease, NoConnection};
 use super::settings::Settings;
 use super::sql::{Param, corrupt};
+use crate::breaker::Breaker;
 
 /// What an attempt has: a connection, the time, and ids.
 pub(super) struct Tx {
@@ -109,6 +110,7 @@ pub(super) struct Calls {
     /// Begins a transaction that ends on the server's side too when this server hangs or is gone.
     begin: String,
     runtime: Handle,
+    pub(super) breaker: Arc<Breaker>,
 }
 
 /// One attempt of a call.
@@ -123,6 +125,7 @@ impl Calls {
     ) -> Calls {
         let ms = settings.call_timeout_ms.max(1);
         Calls {
+            breaker: pool.breaker(),
             pool,
             metrics,
             clock,
@@ -201,6 +204,10 @@ impl Calls {
         T: Send + 'static,
     {
         add(&self.metrics.calls, 1);
+        let Ok(pass) = self.breaker.enter() else {
+            add(&self.metrics.errors, 1);
+            return Err(unavailable());
+        };
         let repeated = self.repeat(transaction, name, &args, attempt);
         let answer = match tokio::time::timeout(self.deadline, repeated).await {
             Ok(answer) => answer,
@@ -218,6 +225,7 @@ impl Calls {
             add(&self.metrics.errors, 1);
             tracing::debug!(call = name, %error, "a call of the directory failed");
         }
+        pass.end(!matches!(answer, Err(DirectoryError::Unavailable { .. })));
         answer
     }
 

@@ -17,6 +17,7 @@ use tidings_core::ids::Micros;
 use tidings_core::ports::directory::{Answer, DirectoryError};
 
 use crate::StartError;
+use crate::breaker::BreakerMetrics;
 
 mod accounts;
 mod call;
@@ -79,6 +80,11 @@ impl PostgresDirectory {
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err(format!("no answer within {} ms", CHECK.as_millis())),
         }
+    }
+
+    /// The breaker's figures.
+    pub fn breaker(&self) -> Arc<BreakerMetrics> {
+        Arc::clone(self.calls.breaker.metrics())
     }
 
     /// Counters, and gauges as of now.

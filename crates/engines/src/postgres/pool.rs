@@ -19,9 +19,16 @@ use super::connect::{Way, config, tls};
 use super::metrics::{Metrics, add};
 use super::settings::Settings;
 use crate::StartError;
+use crate::breaker::Breaker;
 
 /// How often the pool is looked after.
 const TICK: Duration = Duration::from_secs(1);
+
+/// Calls that have waited for a connection without a break for so long mean that more would too.
+const EXHAUSTED_MAX: Duration = Duration::from_secs(5);
+
+/// The share of a call's time that makes it slow.
+const SLOW: f64 = 0.5;
 
 /// A connection used this recently is not asked again whether it lives.
 const FRESH: Duration = Duration::from_millis(500);
@@ -50,6 +57,7 @@ pub(super) struct Connections {
     waiters_max: u64,
     holders: Holders,
     metrics: Arc<Metrics>,
+    breaker: Arc<Breaker>,
     keeper: JoinHandle<()>,
 }
 
@@ -86,11 +94,16 @@ impl Connections {
             .build()
             .map_err(|error| StartError::wrong("postgres.pool_max", error.to_string()))?;
         let holders = Holders::default();
+        let breaker = Arc::new(Breaker::new(
+            "postgres",
+            ms(settings.call_timeout_ms).mul_f64(SLOW),
+        ));
         let keeper = tokio::spawn(keep(
             pool.clone(),
             settings.clone(),
             holders.clone(),
             metrics.clone(),
+            breaker.clone(),
         ));
         Ok(Connections {
             pool,
@@ -98,6 +111,7 @@ impl Connections {
             waiters_max: settings.pool_waiters_max as u64,
             holders,
             metrics,
+            breaker,
             keeper,
         })
     }
@@ -121,6 +135,11 @@ impl Connections {
         };
         drop(waiter);
         Ok(Lease::new(object, call, self.holders.clone()))
+    }
+
+    /// Opens when calls fail or are slow, and when the pool has been exhausted for 5 s.
+    pub(super) fn breaker(&self) -> Arc<Breaker> {
+        self.breaker.clone()
     }
 
     /// Brings the gauges up to now.
@@ -244,14 +263,27 @@ fn validate(limit: Duration, lifetime: Duration) -> Hook {
 }
 
 /// Closes what is idle or old, keeps `pool_min_idle` at hand, and tells of connections held too long.
-async fn keep(pool: Pool, settings: Settings, holders: Holders, metrics: Arc<Metrics>) {
+async fn keep(
+    pool: Pool,
+    settings: Settings,
+    holders: Holders,
+    metrics: Arc<Metrics>,
+    breaker: Arc<Breaker>,
+) {
     let ms = Duration::from_millis;
     let (idle_max, lifetime) = (ms(settings.idle_timeout_ms), ms(settings.max_lifetime_ms));
     let held_max = ms(settings.held_warning_ms);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut exhausted_since = None;
     loop {
         ticks.tick().await;
+        let status = pool.status();
+        if status.waiting == 0 || status.available > 0 {
+            exhausted_since = None;
+        } else if exhausted_since.get_or_insert_with(Instant::now).elapsed() >= EXHAUSTED_MAX {
+            breaker.trip();
+        }
         let mut spare = pool.status().available;
         drop(pool.retain(|_, metrics| {
             let goes = metrics.age() > lifetime

@@ -13,6 +13,7 @@ use super::connect::{Conn, Connected, Connector, said};
 use super::metrics::{Metrics, add, set};
 use super::settings::{Mode, Settings};
 use crate::StartError;
+use crate::breaker::Breaker;
 
 /// After so many calls without an answer, and none with one for [`SILENCE`], the connection is given up:
 /// from then on calls fail at once instead of after their deadline.
@@ -43,6 +44,7 @@ pub(super) struct Link {
     timeouts: AtomicU32,
     answered: Mutex<Instant>,
     trouble: Mutex<String>,
+    pub(super) breaker: Breaker,
 }
 
 impl Link {
@@ -57,6 +59,7 @@ impl Link {
             timeouts: AtomicU32::new(0),
             answered: Mutex::new(Instant::now()),
             trouble: Mutex::new("not connected yet".to_owned()),
+            breaker: Breaker::new("redis", settings.timeout()),
         })
     }
 
@@ -155,12 +158,25 @@ impl Link {
             .clone()
     }
 
-    /// Makes a call within the deadline. Without a connection it fails at once.
+    /// Makes a call within the deadline. Without a connection, or while the breaker is open, it fails at once.
     pub async fn call<T, F>(&self, work: impl FnOnce(Conn) -> F) -> Result<T, RegistryError>
     where
         F: Future<Output = RedisResult<T>>,
     {
         add(&self.metrics.calls, 1);
+        let pass = self
+            .breaker
+            .enter()
+            .map_err(|open| RegistryError(open.to_string()))?;
+        let result = self.connected_call(work).await;
+        pass.end(result.is_ok());
+        result
+    }
+
+    async fn connected_call<T, F>(&self, work: impl FnOnce(Conn) -> F) -> Result<T, RegistryError>
+    where
+        F: Future<Output = RedisResult<T>>,
+    {
         let Some((generation, conn)) = self.conn() else {
             add(&self.metrics.disconnected, 1);
             return Err(RegistryError(format!(

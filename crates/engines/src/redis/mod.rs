@@ -29,6 +29,7 @@ use tidings_core::ports::members::Members;
 use tokio::task::AbortHandle;
 
 use crate::StartError;
+use crate::breaker::BreakerMetrics;
 use cache::{SessionCache, spread};
 use link::{Link, lock};
 use scripts::Scripts;
@@ -145,6 +146,11 @@ impl RedisRegistry {
             Ok(answer) => answer.map_err(|error| error.0),
             Err(_) => Err("no answer in a second".to_owned()),
         }
+    }
+
+    /// The breaker's figures.
+    pub fn breaker(&self) -> Arc<BreakerMetrics> {
+        Arc::clone(self.shared.link.breaker.metrics())
     }
 
     /// The counters.

@@ -18,6 +18,7 @@ use object_store::aws::{AmazonS3, AmazonS3Builder};
 use object_store::{BackoffConfig, Certificate, ClientOptions, RetryConfig};
 
 use crate::StartError;
+use crate::breaker::{Breaker, BreakerMetrics};
 use request::Requests;
 
 pub use metrics::Metrics;
@@ -36,6 +37,7 @@ pub struct S3Blobs {
     public: AmazonS3,
     requests: Requests,
     metrics: Arc<Metrics>,
+    breaker: Breaker,
 }
 
 fn client_options(settings: &Settings) -> Result<ClientOptions, StartError> {
@@ -106,6 +108,8 @@ impl S3Blobs {
             public: store(&settings, public, options)?,
             requests,
             metrics: Arc::new(Metrics::default()),
+            // Parts take as long as clients give them; what is slow is what passes its deadline.
+            breaker: Breaker::new("s3", settings.part_timeout()),
             settings,
         })
     }
@@ -113,15 +117,23 @@ impl S3Blobs {
     /// Whether the bucket answers now; at most a second.
     pub async fn check(&self) -> Result<(), String> {
         let question = "?list-type=2&max-keys=1";
+        let pass = self.breaker.enter().map_err(|open| open.to_string())?;
         let reply = self
             .requests
             .send("GET", question, &[], String::new(), CHECK_DEADLINE)
             .await
-            .map_err(request::NoReply::why)?;
+            .map_err(request::NoReply::why);
+        pass.end(reply.is_ok());
+        let reply = reply?;
         match reply.status {
             200 => Ok(()),
             status => Err(format!("HTTP {status}, {}", reply.code())),
         }
+    }
+
+    /// The breaker's figures.
+    pub fn breaker(&self) -> Arc<BreakerMetrics> {
+        Arc::clone(self.breaker.metrics())
     }
 
     /// The counters.

@@ -53,14 +53,21 @@ impl S3Blobs {
         work: impl Future<Output = Result<T, Error>>,
     ) -> Result<Result<T, Error>, BlobError> {
         add(&self.metrics.calls, 1);
+        let pass = self
+            .breaker
+            .enter()
+            .map_err(|open| unavailable(open.to_string()))?;
         let begun = Instant::now();
         match tokio::time::timeout(deadline, work).await {
             Ok(answer) => {
+                let failed = answer.as_ref().err().map(sort);
+                pass.end(!matches!(failed, Some(BlobError::Unavailable { .. })));
                 add(&self.metrics.answered, 1);
                 add(&self.metrics.latency_us, begun.elapsed().as_micros() as u64);
                 Ok(answer)
             }
             Err(_) => {
+                pass.end(false);
                 add(&self.metrics.timeouts, 1);
                 let cause = format!("no answer in {} ms", deadline.as_millis());
                 Err(unavailable(cause))
