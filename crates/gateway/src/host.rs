@@ -28,6 +28,7 @@ use crate::ws::Opcode;
 mod calls;
 mod gateways;
 mod inbox;
+mod probe;
 mod users;
 
 pub use gateways::Gateways;
@@ -176,6 +177,8 @@ impl Host {
             Input::BlockChanged(user, other, is_blocked) => {
                 self.core.block_changed(out, user, other, is_blocked);
             }
+            Input::Mode(mode) => self.core.mode_changed(out, mode),
+            Input::Probe(asked) => self.link.probed(asked),
             Input::Revoked(revocation) => self.core.revoked(out, &revocation),
             Input::End(session, code) => self.core.end_session(out, session, code),
             Input::Delayed(user, conversation, seq) => {

@@ -5,7 +5,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tidings_core::ids::{ConversationId, GatewayId, Micros, Partition, Seq, SessionId, UserId};
@@ -116,6 +116,11 @@ impl Link {
         self.ports.authenticator.revoked(revocation);
     }
 
+    /// The worker has come to a question how long that takes.
+    pub(super) fn probed(&self, asked: Instant) {
+        self.ports.gateways.probed(asked);
+    }
+
     /// Makes a call of the registry that nothing waits for.
     fn fire(
         &self,
@@ -200,6 +205,10 @@ impl Outbound for Out<'_> {
         let ticks = self.io.now_tick().saturating_sub(last);
         self.now()
             .saturating_sub(Micros::from(ticks) * Micros::from(self.link.tick_ms) * 1_000)
+    }
+
+    fn takes_send(&mut self) -> bool {
+        self.link.ports.gateways.takes_send()
     }
 
     fn append(&mut self, batch: u64, records: Vec<Append>) {

@@ -1,8 +1,9 @@
 //! The workers of a process, for whoever has something to tell all of them.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use tidings_core::ids::{ConversationId, GatewayId, Seq, SessionId, UserId};
 use tidings_core::ports::directory::Revocation;
@@ -10,8 +11,10 @@ use tidings_core::ports::peers::{Peers, ToGateway};
 use tidings_core::ports::registry::{Mark, UserPresence};
 use tidings_core::rows::CursorRow;
 use tidings_protocol::CloseCode;
+use tidings_protocol::wire::Mode;
 
 use super::inbox::{Inbox, Input};
+use super::probe::Probe;
 
 /// So many marks are remembered, about 3 MiB; those beyond stay in the registry until somebody
 /// else clears them.
@@ -27,6 +30,9 @@ pub struct Gateways {
     marks: Mutex<Marks>,
     /// There are some: saves the lock on the way of cursors.
     is_marked: AtomicBool,
+    probe: Probe,
+    /// Sends that are taken before the next word of [`Gateways::limit_sends`]; negative: any number.
+    sends_left: AtomicI64,
     /// Marks that a cursor has reached.
     pub marks_cleared: AtomicU64,
 }
@@ -45,6 +51,8 @@ impl Gateways {
             inboxes: RwLock::default(),
             marks: Mutex::default(),
             is_marked: AtomicBool::new(false),
+            probe: Probe::default(),
+            sends_left: AtomicI64::new(-1),
             marks_cleared: AtomicU64::new(0),
         }
     }
@@ -70,6 +78,47 @@ impl Gateways {
             is_blocked,
         });
         self.all(|inbox| inbox.push(Input::BlockChanged(user, other, is_blocked)));
+    }
+
+    /// Tells all workers, and through them all clients, that a feature is otherwise from now on.
+    pub fn mode_changed(&self, mode: Mode) {
+        self.all(|inbox| inbox.push(Input::Mode(mode)));
+    }
+
+    /// Asks all workers how long they take to come to what they are told, unless one still has to answer.
+    /// Answers what the slowest took last time, or takes already.
+    pub fn probe(&self) -> Duration {
+        let worst = self.probe.worst();
+        let inboxes = self.inboxes.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(asked) = self.probe.begin(inboxes.len()) {
+            for (_, inbox) in inboxes.iter() {
+                inbox.push(Input::Probe(asked));
+            }
+        }
+        worst
+    }
+
+    /// How many sends all workers together take from now on before the next call; `None`: any number.
+    pub fn limit_sends(&self, sends: Option<u32>) {
+        let left = sends.map_or(-1, i64::from);
+        self.sends_left.store(left, Ordering::Relaxed);
+    }
+
+    pub(super) fn takes_send(&self) -> bool {
+        // Without a limit, nearly always, this is a read of what nobody writes.
+        if self.sends_left.load(Ordering::Relaxed) < 0 {
+            return true;
+        }
+        let one_less = |left: i64| (left > 0).then_some(left - 1);
+        let taken = self
+            .sends_left
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
+        taken.is_ok()
+    }
+
+    /// A worker has come to a question of [`Gateways::probe`].
+    pub(super) fn probed(&self, asked: Instant) {
+        self.probe.answered(asked);
     }
 
     /// Drains all workers: clients are told to come back, taken sends are answered, sessions close,

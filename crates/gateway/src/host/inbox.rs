@@ -1,6 +1,7 @@
 //! What other threads tell a worker.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Instant;
 
 use tidings_core::ids::{ConversationId, Seq, SessionId, UserId};
 use tidings_core::ports::directory::Revocation;
@@ -9,6 +10,7 @@ use tidings_core::ports::registry::UserPresence;
 use tidings_core::ports::store::StoreError;
 use tidings_core::rows::EventRow;
 use tidings_protocol::CloseCode;
+use tidings_protocol::wire::Mode;
 
 use crate::logic::{AuthFailure, Listed, Principal};
 use crate::worker::Waker;
@@ -25,6 +27,10 @@ pub(super) enum Input {
     /// The first user has blocked the second, or no longer does.
     BlockChanged(UserId, UserId, bool),
     Revoked(Revocation),
+    /// A feature is otherwise from now on.
+    Mode(Mode),
+    /// Asked by somebody who wants to know how long a worker's inbox takes.
+    Probe(Instant),
     End(SessionId, CloseCode),
     /// A message of this user waits.
     Delayed(UserId, ConversationId, Seq),

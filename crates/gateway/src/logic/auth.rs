@@ -200,6 +200,7 @@ impl GatewayCore {
             expires: Micros::from(session.expires) * 1_000_000,
         };
         self.update(out, slot, r#ref, update::Update::Ready(ready));
+        self.tell_modes(out, slot);
     }
 
     /// Tokens of a subject count no more: its sessions close with 4002.

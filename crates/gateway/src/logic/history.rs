@@ -6,10 +6,11 @@ use tidings_core::ids::{ConversationId, Seq, SessionId};
 use tidings_core::ports::peers::Opened;
 use tidings_core::record::Role;
 use tidings_core::rows::EventRow;
-use tidings_protocol::wire;
+use tidings_protocol::wire::{self, Feature};
 use tidings_protocol::{ErrorCode, Page, encode_history_page, limits, message_id};
 
 use super::frames::{Pack, page_events};
+use super::modes::REDUCED_PAGE;
 use super::opening::OpenFor;
 use super::outbound::{Outbound, Slot};
 use super::reads::ReadFor;
@@ -87,6 +88,10 @@ impl GatewayCore {
         let limit = match ask.limit {
             0 => limits::PAGE_DEFAULT,
             limit => limit.min(limits::PAGE_MAX),
+        };
+        let limit = match self.is_normal(Feature::History) {
+            true => limit,
+            false => limit.min(REDUCED_PAGE),
         };
         let (before, after, limit) = (ask.before, ask.after, u64::from(limit));
         self.ask_open(out, slot, vec![conversation], || {

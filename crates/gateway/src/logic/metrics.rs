@@ -56,6 +56,8 @@ pub struct GatewayMetrics {
     pub failed: AtomicU64,
     /// Sends whose append failed; the client tries again.
     pub append_failures: AtomicU64,
+    /// Sends refused because the server was overloaded (`chat_sends_shed_total`).
+    pub shed: AtomicU64,
     /// From taking a send to its answer (`chat_message_latency`, in seconds there).
     pub latency: Latency,
     /// Events put on a socket, one for each recipient (`chat_deliveries_total`).

@@ -36,6 +36,7 @@ mod frames;
 mod history;
 mod index;
 mod metrics;
+mod modes;
 mod opening;
 mod outbound;
 mod presence;
@@ -122,6 +123,8 @@ pub struct GatewayCore {
     draining: Micros,
     /// While it drains, sessions are served until they were told to leave.
     leave_in_turn: bool,
+    /// How each feature is.
+    modes: modes::Modes,
     /// Heartbeats without heads, with a ping behind, by format.
     beats: [Option<Bytes>; 2],
 }
@@ -165,6 +168,7 @@ impl GatewayCore {
             tracking: tracking::Scan::default(),
             draining: 0,
             leave_in_turn: false,
+            modes: modes::Modes::default(),
             beats: Default::default(),
         }
     }
@@ -303,6 +307,7 @@ impl GatewayCore {
             session.set(LAGGING, false);
             session.rare().lagging_since = 0;
             self.update(out, slot, 0, update::Update::Lagging(wire::Lagging {}));
+            self.tell_modes(out, slot);
         }
         self.pump(out, slot);
     }

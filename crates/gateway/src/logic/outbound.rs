@@ -66,6 +66,11 @@ pub trait Outbound {
     /// When anything at all, a WebSocket pong included, was last received from a session.
     fn heard(&self, slot: Slot) -> Micros;
 
+    /// Whether one more send is taken now: not when the server has more to do than it can.
+    fn takes_send(&mut self) -> bool {
+        true
+    }
+
     /// Appends records in order; [`super::GatewayCore::appended`] tells how it went.
     fn append(&mut self, batch: u64, records: Vec<Append>);
 

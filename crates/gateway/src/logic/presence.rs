@@ -3,7 +3,7 @@
 use tidings_core::ids::{SessionId, UserId};
 use tidings_core::ports::registry::{Presence, UserPresence};
 use tidings_protocol::ErrorCode;
-use tidings_protocol::wire::{self, update};
+use tidings_protocol::wire::{self, Feature, update};
 
 use super::outbound::{Outbound, Slot};
 use super::reads::Request;
@@ -237,6 +237,15 @@ impl GatewayCore {
         }
     }
 
+    /// Asks for everybody who is watched, with the next ticks.
+    pub(super) fn watch_anew(&mut self) {
+        let watching = self.sessions.iter().filter(|(_, session)| {
+            let rare = session.rare.as_ref();
+            rare.is_some_and(|rare| !rare.watch.is_empty())
+        });
+        self.watched_lately.extend(watching.map(|(_, s)| s.id));
+    }
+
     /// A user has blocked `watcher`, or no longer does: told to the watcher's sessions that asked.
     pub(super) fn show_presence<O: Outbound>(
         &mut self,
@@ -267,6 +276,9 @@ impl GatewayCore {
     /// Presence of users watched here has changed.
     pub fn presence_changed<O: Outbound>(&mut self, out: &mut O, users: &[UserPresence]) {
         self.now = out.now();
+        if !self.is_normal(Feature::Presence) {
+            return;
+        }
         let mut by_slot: Vec<(Slot, usize)> = Vec::new();
         for (i, user) in users.iter().enumerate() {
             let slots = self.watchers.get(&user.user).into_iter().flatten();

@@ -3,7 +3,7 @@
 use tidings_core::ids::{ConversationId, Micros, Seq, SessionId, UserId};
 use tidings_core::ports::peers::ToRouter;
 use tidings_core::rows::CursorRow;
-use tidings_protocol::wire::{self, update};
+use tidings_protocol::wire::{self, Feature, update};
 use tidings_protocol::{ErrorCode, Format};
 
 use super::index::{BLOCKING, GATED, HOLE, JSON, stamp};
@@ -246,6 +246,17 @@ impl GatewayCore {
         conversation: ConversationId,
         cursors: &[CursorRow],
     ) {
+        if !self.holds_receipts(conversation, cursors) {
+            self.tell_receipts(out, conversation, cursors);
+        }
+    }
+
+    pub(super) fn tell_receipts<O: Outbound>(
+        &self,
+        out: &mut O,
+        conversation: ConversationId,
+        cursors: &[CursorRow],
+    ) {
         for chunk in cursors.chunks(RECEIPTS_MAX) {
             let receipt = |c: &CursorRow| wire::Receipt {
                 user: c.user.0,
@@ -278,7 +289,10 @@ impl GatewayCore {
         if self.place(slot, conversation).is_none() {
             return self.forbid(out, slot, r#ref, conversation);
         }
-        if !self.admit_ask(out, slot, r#ref) || self.is_blocking(slot, conversation) {
+        if !self.admit_ask(out, slot, r#ref)
+            || self.is_blocking(slot, conversation)
+            || !self.is_normal(Feature::Typing)
+        {
             return;
         }
         let Some(user) = self.sessions.get(slot).map(|s| s.user) else {
@@ -303,6 +317,9 @@ impl GatewayCore {
         user: UserId,
         on: bool,
     ) {
+        if !self.is_normal(Feature::Typing) {
+            return;
+        }
         let typing = wire::TypingUpdate {
             conversation: conversation.0,
             user: user.0,

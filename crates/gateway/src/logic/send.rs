@@ -17,7 +17,8 @@ use tidings_protocol::{CloseCode, ErrorCode, SendRef, limits};
 use super::metrics::add;
 use super::outbound::{Outbound, Slot};
 use super::rates::SendRate;
-use super::session::SendNote;
+use super::session::{SendNote, hash};
+use super::settings::SECOND;
 use super::{GatewayCore, Refusal};
 
 /// Where a refusal of one gathered send goes.
@@ -69,6 +70,7 @@ impl GatewayCore {
             return;
         };
         let (user, id) = (session.user, session.id);
+        let shed_until = session.rare.as_ref().map_or(0, |rare| rare.shed_until);
         let _span = tracing::debug_span!("accept", session = %id, conversation = send.conversation, counter = send.counter).entered();
         let refusal = |code, message| Refusal {
             conversation: ConversationId(send.conversation),
@@ -114,6 +116,30 @@ impl GatewayCore {
                 slot,
                 Refusal {
                     retry_after_ms: 1000,
+                    ..refusal
+                },
+            );
+        }
+        if shed_until > self.now || !out.takes_send() {
+            add(&self.metrics.shed, 1);
+            // Spread by session, so that those refused together don't come back together.
+            let wait = SECOND + hash(2, id.0) % (2 * SECOND);
+            let until = match shed_until > self.now {
+                true => shed_until,
+                false => self.now + wait,
+            };
+            if let Some(session) = self.sessions.get_mut(slot) {
+                session.rare().shed_until = until;
+            }
+            let refusal = refusal(
+                ErrorCode::Unavailable,
+                "More is sent than the server can take.",
+            );
+            return self.refuse(
+                out,
+                slot,
+                Refusal {
+                    retry_after_ms: ((until - self.now) / 1000 + 1) as u32,
                     ..refusal
                 },
             );

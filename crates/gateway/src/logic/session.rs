@@ -89,6 +89,8 @@ pub(super) struct Rare {
     pub forbidden: u32,
     /// The `ref` of the `auth` that is being checked.
     pub auth_ref: u64,
+    /// Until when its sends are refused, since one was: those behind it in its outbox would only be gaps.
+    pub shed_until: Micros,
     /// Since when the session is lagging.
     pub lagging_since: Micros,
 }
@@ -108,6 +110,7 @@ impl Rare {
             && self.forbidden == 0
             && self.auth_ref == 0
             && self.lagging_since == 0
+            && self.shed_until <= now
     }
 }
 

@@ -12,12 +12,13 @@ use tidings_core::planted::{self, Mistake};
 use tidings_core::ports::peers::Opened;
 use tidings_core::record::{ConversationKind, Role};
 use tidings_core::rows::EventRow;
-use tidings_protocol::wire::{self, update};
+use tidings_protocol::wire::{self, Feature, update};
 use tidings_protocol::{ErrorCode, Page, encode_sync_page, limits};
 
 use super::frames::{Pack, conversation_kind, page_events, role};
 use super::index::{GATED, HOLE};
 use super::metrics::add;
+use super::modes::REDUCED_PAGE;
 use super::opening::{OpenFor, requests_of};
 use super::outbound::{Outbound, Slot};
 use super::reads::ReadFor;
@@ -220,6 +221,10 @@ impl GatewayCore {
         let page = match sync.page {
             0 => limits::PAGE_DEFAULT,
             page => page.min(limits::PAGE_MAX),
+        };
+        let page = match self.is_normal(Feature::History) {
+            true => page,
+            false => page.min(REDUCED_PAGE),
         };
         let mut syncing = Syncing {
             r#ref,

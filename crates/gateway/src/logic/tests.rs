@@ -5,6 +5,7 @@ mod catch_up;
 mod life;
 mod live;
 mod memory;
+mod modes;
 mod outside;
 mod property;
 mod world;

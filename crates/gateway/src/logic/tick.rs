@@ -41,6 +41,7 @@ impl GatewayCore {
         self.tick_refresh(out);
         self.tick_digest(out);
         self.tick_watch(out);
+        self.tick_modes(out);
         self.tick_drain(out);
         self.flush_closes(out);
         if self.opens == 0 && !self.early.is_empty() {
