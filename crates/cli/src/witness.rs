@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -16,7 +16,9 @@ use tidings_client::{
     AppEvent, Client, ClientEvent, Config, EventStream, Mode, Options, Store, StoredBy, Token,
     TokenError, Traffic,
 };
-use tidings_protocol::wire::{Ack, Encoding, Event, Kind, Status, command, update};
+use tidings_protocol::wire::{
+    Ack, Encoding, Event, Feature, FeatureState, Kind, Status, command, update,
+};
 use tidings_protocol::{Format, body, limits};
 use tidings_verify::{Record, Recorder, Report, body_hash, history};
 use tokio::sync::watch;
@@ -148,11 +150,17 @@ struct State {
     head: AtomicU64,
     /// Sends refused for now, by error code.
     refused: Mutex<BTreeMap<String, u64>>,
+    /// How features are that aren't as usual.
+    modes: Mutex<BTreeMap<Feature, FeatureState>>,
     /// What no witness should meet.
     troubles: Mutex<Vec<String>>,
 }
 
 impl State {
+    fn modes(&self) -> MutexGuard<'_, BTreeMap<Feature, FeatureState>> {
+        self.modes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn trouble(&self, what: String) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         if troubles.len() < 100 {
@@ -178,6 +186,7 @@ impl Witness {
             asked: AtomicU64::new(history.now_us()),
             head: AtomicU64::new(0),
             refused: Mutex::new(BTreeMap::new()),
+            modes: Mutex::new(BTreeMap::new()),
             troubles: Mutex::new(Vec::new()),
         });
         let (client, task) = begin(&who, store, &history, &state, watcher.clone());
@@ -233,6 +242,12 @@ impl Witness {
         let refused = self.state.refused.lock();
         let refused = refused.unwrap_or_else(PoisonError::into_inner);
         refused.get(code).copied().unwrap_or(0)
+    }
+
+    /// How a feature is, as it was told last.
+    pub fn mode(&self, feature: Feature) -> FeatureState {
+        let modes = self.state.modes();
+        modes.get(&feature).copied().unwrap_or_default()
     }
 
     /// How often it signed in on a new connection.
@@ -487,6 +502,8 @@ impl Showing {
             ClientEvent::App(AppEvent::Ready {
                 user: signed_in, ..
             }) => {
+                // What isn't normal is told anew.
+                self.state.modes().clear();
                 if signed_in != user {
                     self.state.trouble(format!("signed in as {signed_in:x}"));
                 }
@@ -568,6 +585,9 @@ impl Showing {
                 delivered,
                 read,
             }),
+            ClientEvent::App(AppEvent::Mode { feature, state, .. }) => {
+                self.state.modes().insert(feature, state);
+            }
             ClientEvent::App(AppEvent::Sent { .. }) => {
                 self.state.sent.fetch_add(1, Ordering::Release);
             }

@@ -1,7 +1,7 @@
 //! Health and metrics, on a listener of their own that is bound to loopback unless configured.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use axum::Router;
 use axum::extract::State;
@@ -11,10 +11,14 @@ use axum::routing::get;
 use futures_util::future::join_all;
 use serde_json::{Map, Value, json};
 use tidings_gateway::worker::Pool;
+use tidings_protocol::Named;
+use tidings_protocol::wire::FeatureState;
 
 use crate::metrics::Scrape;
+use crate::modes::{FEATURES, Modes};
 use crate::parts::Part;
 use crate::routers::Routers;
+use crate::system;
 
 /// How long readiness waits for one part.
 const CHECK_MAX: std::time::Duration = std::time::Duration::from_secs(1);
@@ -28,7 +32,11 @@ pub struct Health {
     /// Connections, and whether too many of them panic.
     pub pool: Arc<Pool>,
     /// Log, store and so on.
-    pub parts: Vec<Box<dyn Part>>,
+    pub parts: Arc<[Box<dyn Part>]>,
+    /// How the features are.
+    pub modes: Arc<Modes>,
+    /// When readiness was asked last, which asks all parts; microseconds since 1970.
+    pub asked: AtomicU64,
     /// The figures.
     pub scrape: Scrape,
 }
@@ -64,6 +72,7 @@ async fn live(State(health): State<Arc<Health>>) -> Response {
 
 /// Whether new clients should come here; tells degraded parts from missing ones.
 async fn ready(State(health): State<Arc<Health>>) -> Response {
+    health.asked.store(system::now(), Ordering::Relaxed);
     let asked = health.parts.iter().map(|part| async move {
         let began = std::time::Instant::now();
         let answer = tokio::time::timeout(CHECK_MAX, part.check()).await;
@@ -88,6 +97,12 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
             }
         };
         shown.insert("latency_ms".into(), latency_ms.into());
+        for breaker in part.breakers() {
+            degraded |= breaker.state != 0;
+            let state = ["closed", "half open", "open"][usize::from(breaker.state.min(2))];
+            let breakers = shown.entry("breakers").or_insert_with(|| json!({}));
+            breakers[breaker.name] = state.into();
+        }
         parts.insert(part.name().into(), shown.into());
     }
     let routing = !health.routers.is_broken();
@@ -107,7 +122,14 @@ async fn ready(State(health): State<Arc<Health>>) -> Response {
         (false, _) if draining => "draining",
         (false, _) => "down",
     };
-    answer(ok, json!({ "status": status, "parts": parts }))
+    let modes = FEATURES.iter().map(|&feature| {
+        let state = FeatureState::try_from(i32::from(health.modes.state(feature)));
+        let state = state.unwrap_or_default().name();
+        (feature.name().to_owned(), Value::from(state))
+    });
+    let modes: Map<String, Value> = modes.collect();
+    let body = json!({ "status": status, "parts": parts, "modes": modes });
+    answer(ok, body)
 }
 
 async fn metrics(State(health): State<Arc<Health>>) -> Response {

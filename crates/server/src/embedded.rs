@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -17,6 +17,7 @@ use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::Conversations;
 use tidings_core::ports::log::Log;
 use tidings_core::ports::ownership::{Change, Ownership};
+use tidings_protocol::wire::Feature;
 
 use crate::config::Config;
 use crate::metrics::Page;
@@ -94,7 +95,7 @@ pub fn parts(config: &Config) -> anyhow::Result<Parts> {
     let directory = directory(config)?;
     let local = Arc::new(InProcessPeers::new(storage.log.partitions()));
     let health: Vec<Box<dyn Part>> = vec![
-        Box::new(LogPart(storage.log.clone())),
+        Box::new(LogPart(storage.log.clone(), AtomicU64::new(0))),
         Box::new(StorePart(storage.store.clone())),
         Box::new(DirectoryPart(directory.clone())),
     ];
@@ -163,7 +164,8 @@ impl Keeper for Storage {
     }
 }
 
-struct LogPart(Arc<FileLog>);
+/// The log, and how many calls a full disk had refused at the last look.
+struct LogPart(Arc<FileLog>, AtomicU64);
 
 impl Part for LogPart {
     fn name(&self) -> &'static str {
@@ -176,6 +178,14 @@ impl Part for LogPart {
             "last_sync_ms": log.last_fsync_us as f64 / 1000.0,
             "queue_records": log.queue_records,
         }))))
+    }
+
+    fn impairs(&self) -> Vec<Feature> {
+        let refused = self.0.metrics().figures().full;
+        match self.1.swap(refused, Ordering::Relaxed) == refused {
+            true => Vec::new(),
+            false => vec![Feature::Delivery],
+        }
     }
 }
 
@@ -193,6 +203,14 @@ impl Part for StorePart {
         } else {
             Ok(json!({}))
         }))
+    }
+
+    fn impairs(&self) -> Vec<Feature> {
+        // The log, which needs room too, says so as soon as it was refused some.
+        match self.0.figures().full {
+            0 => Vec::new(),
+            _ => vec![Feature::Delivery],
+        }
     }
 }
 

@@ -8,6 +8,7 @@ pub mod config;
 pub mod embedded;
 pub mod http;
 pub mod metrics;
+pub mod modes;
 pub mod offline;
 pub mod parts;
 pub mod relay;

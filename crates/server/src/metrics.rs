@@ -17,8 +17,10 @@ use tidings_core::record::Kind;
 use tidings_gateway::host::Gateways;
 use tidings_gateway::logic::{GatewayMetrics, LATENCY_BOUNDS};
 use tidings_gateway::worker::{Pool, Stats};
-use tidings_protocol::{CloseCode, ErrorCode};
+use tidings_protocol::{CloseCode, ErrorCode, Named};
 
+use crate::modes::{FEATURES, Modes};
+use crate::parts::Breaker;
 use crate::routed::Routed;
 use crate::routers::Routers;
 use crate::waiting::Waiting;
@@ -40,6 +42,10 @@ pub struct Sources {
     pub routers: Arc<Routers>,
     /// What waits for members without a session.
     pub waiting: Arc<Waiting>,
+    /// How the features are.
+    pub modes: Arc<Modes>,
+    /// How the parts' circuit breakers stand.
+    pub breakers: Arc<dyn Fn() -> Vec<Breaker> + Send + Sync>,
     /// Messages dropped between them.
     pub peers: Arc<PeerCounts>,
     /// Those of log, store and so on.
@@ -122,6 +128,23 @@ impl Page<'_> {
         Ok(())
     }
 
+    /// Gauges of one name, told apart by a label.
+    pub fn gauges(
+        &mut self,
+        name: &str,
+        help: &str,
+        label: &str,
+        values: impl Iterator<Item = (String, i64)>,
+    ) -> std::fmt::Result {
+        let mut family = self
+            .0
+            .encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for (of, value) in values {
+            ConstGauge::new(value).encode(family.encode_family(&[(label, of.as_str())])?)?;
+        }
+        Ok(())
+    }
+
     /// A gauge.
     pub fn gauge(&mut self, name: &str, help: &str, value: i64) -> std::fmt::Result {
         let gauge = ConstGauge::new(value);
@@ -138,6 +161,7 @@ impl Collector for Figures {
         self.connections(page)?;
         self.messages(page)?;
         self.latency(page)?;
+        self.degraded(page)?;
         self.storage(page)
     }
 }
@@ -369,6 +393,55 @@ impl Figures {
             page.0
                 .encode_descriptor("chat_message_latency", help, None, MetricType::Histogram)?;
         histogram.encode_histogram::<NoLabelSet>(sum as f64 / 1e6, count, &buckets, None)
+    }
+
+    fn degraded(&self, page: &mut Page<'_>) -> std::fmt::Result {
+        let modes = &self.0.modes;
+        page.gauges(
+            "chat_mode",
+            "How a feature is: 0 as usual, 1 reduced, 2 off.",
+            "feature",
+            FEATURES.iter().map(|&feature| {
+                let state = i64::from(modes.state(feature));
+                (feature.name().to_owned(), state)
+            }),
+        )?;
+        page.counter(
+            "chat_mode_changes",
+            "Times that a feature became less than usual.",
+            modes.changes.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "chat_sends_shed",
+            "Sends refused because the server had more to do than it could.",
+            self.sum(|g| &g.shed),
+        )?;
+        let breakers = (self.0.breakers)();
+        if breakers.is_empty() {
+            return Ok(());
+        }
+        let named = |of: fn(&Breaker) -> u64| {
+            let breakers = breakers.iter();
+            breakers.map(move |breaker| (breaker.name.to_owned(), of(breaker)))
+        };
+        page.gauges(
+            "chat_breaker_state",
+            "What a circuit breaker does: 0 closed, 1 half open, 2 open.",
+            "breaker",
+            named(|breaker| breaker.state.into()).map(|(name, state)| (name, state as i64)),
+        )?;
+        page.counters(
+            "chat_breaker_opened",
+            "Times that a circuit breaker opened.",
+            "breaker",
+            named(|breaker| breaker.opened),
+        )?;
+        page.counters(
+            "chat_breaker_rejected",
+            "Calls that a circuit breaker didn't let through.",
+            "breaker",
+            named(|breaker| breaker.rejected),
+        )
     }
 
     fn storage(&self, page: &mut Page<'_>) -> std::fmt::Result {

@@ -14,6 +14,7 @@ use tidings_core::ports::ownership::Ownership;
 use tidings_core::ports::peers::Peers;
 use tidings_core::ports::registry::Registry;
 use tidings_core::ports::store::Store;
+use tidings_protocol::wire::Feature;
 
 use crate::config::{Config, Mode};
 use crate::embedded;
@@ -57,8 +58,31 @@ pub trait Part: Send + Sync {
     /// Its name in `/health/ready`.
     fn name(&self) -> &'static str;
 
+    /// What clients get less of while the part is as it is. Asked often, so it tells what is known.
+    fn impairs(&self) -> Vec<Feature> {
+        Vec::new()
+    }
+
+    /// Its circuit breakers.
+    fn breakers(&self) -> Vec<Breaker> {
+        Vec::new()
+    }
+
     /// Details to show, or what is wrong in a few words.
     fn check(&self) -> BoxFuture<'_, Result<Value, String>>;
+}
+
+/// How a circuit breaker stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Breaker {
+    /// Before which engine, and which of its calls.
+    pub name: &'static str,
+    /// 0: closed, all calls go through; 1: half open, one does; 2: open, none.
+    pub state: u8,
+    /// Times it opened.
+    pub opened: u64,
+    /// Calls that it didn't let through.
+    pub rejected: u64,
 }
 
 /// Figures for a scrape.

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -21,7 +21,8 @@ use crate::auth::{Auth, AuthError, AuthSettings, ExternalAlgorithm, ExternalKey,
 use crate::config::Config;
 use crate::http::{self, App, AppParts};
 use crate::metrics::{Scrape, Sources};
-use crate::parts::{self, Parts};
+use crate::modes::{self, Modes};
+use crate::parts::{self, Part, Parts};
 use crate::routed::Routed;
 use crate::routers::{self, Routers};
 use crate::waiting::{self, Waiting};
@@ -222,11 +223,16 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
     let adopter = http::adopter(http::routes(app), runtime.handle().clone());
     let workers = Workers::start(config, &ports, (parts.server, parts.epoch), &adopter)?;
 
+    let modes = Arc::<Modes>::default();
+    let health_parts: Arc<[Box<dyn Part>]> = parts.health.into();
+    let breaking = health_parts.clone();
     let health = Arc::new(Health {
         draining: AtomicBool::new(false),
         routers: routers.clone(),
         pool: workers.pool.clone(),
-        parts: parts.health,
+        parts: health_parts,
+        modes: modes.clone(),
+        asked: AtomicU64::new(0),
         scrape: Scrape::new(Sources {
             gateways: workers.metrics.clone(),
             workers: gateways.clone(),
@@ -235,6 +241,8 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
             routed,
             routers: routers.clone(),
             waiting,
+            modes: modes.clone(),
+            breakers: Arc::new(move || breaking.iter().flat_map(|p| p.breakers()).collect()),
             peers: parts.local.counts(),
             engines: parts.figures.into(),
         }),
@@ -251,6 +259,16 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
             tracing::error!(%error, "the admin port has failed");
         }
     });
+    runtime.spawn(modes::run(
+        modes::Watched {
+            health: health.clone(),
+            gateways: gateways.clone(),
+            metrics: workers.metrics.clone(),
+            modes,
+            clock: system::now,
+        },
+        stopped.clone(),
+    ));
     runtime.spawn(housekeeping(auth, gateways.clone(), stopped));
 
     tracing::info!(took_ms = began.elapsed().as_millis() as u64, "started");

@@ -1,5 +1,5 @@
 //! A disk that fills up under load and gets room again, 20 times: sends are refused with
-//! `storage_full`, the server runs on, nothing acknowledged is lost. Needs to be able to mount a
+//! `storage_full`, clients are told so, the server runs on, nothing acknowledged is lost. Needs to be able to mount a
 //! small file system, which root can.
 
 mod drill;
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use drill::{Dice, Load, Server, assert_kept, setting};
+use tidings_protocol::wire::Feature;
 
 /// Room for the data of the whole drill.
 const DISK: &str = "size=256m";
@@ -63,6 +64,7 @@ async fn a_full_disk_refuses_sends_and_loses_nothing() {
     let small = ["log.segment_bytes=1048576", "store.memtable_bytes=1048576"];
     let (mut server, api) = Server::start(folder.path(), &disk.0.join("data"), &small);
     let load = Load::start(&api, 8, folder.path()).await;
+    let mut told = false;
     for _ in 0..rounds {
         let before = load.sent();
         let progress = 100 + dice.below(200);
@@ -76,6 +78,11 @@ async fn a_full_disk_refuses_sends_and_loses_nothing() {
             l.refused("storage_full") > refused
         })
         .await;
+        if !told {
+            load.until("the mode is told", |l| l.is_less(Feature::Delivery))
+                .await;
+            told = true;
+        }
         server.assert_runs();
         std::fs::remove_file(&filler).expect("it was made");
         std::fs::remove_file(filler.with_extension("more")).expect("it was made");

@@ -2,6 +2,7 @@
 
 import { Api } from "./api.js";
 import { Chat } from "./chat.js";
+import { modeWords } from "./modes.js";
 import { $, View } from "./view.js";
 
 // How far from the end still counts as looking at it, in pixels.
@@ -53,7 +54,12 @@ function drawState() {
   else downSince ||= now;
   const tell = endedWith || (downSince && now - downSince > QUIET_MS);
   if (downSince && !tell) setTimeout(changed, QUIET_MS);
-  $("state").hidden = !tell;
+  const less = tell ? "" : modeWords(chat.modes);
+  $("state").hidden = !tell && !less;
+  if (less) {
+    $("state-text").textContent = less;
+    $("state-action").hidden = true;
+  }
   if (!tell) return;
   const [text, action] = endedWith
     ? (ENDED[endedWith] ?? [`The server ended the connection (${endedWith}).`, "Connect again"])

@@ -28,7 +28,7 @@ export class Chat {
   constructor({ api, storage, changed, ended }) {
     const { user, name } = api.session;
     Object.assign(this, {
-      api, storage, changed, ended, me: user, name, timelines: new Map(), settling: new Map(), typing: new Map(),
+      api, storage, changed, ended, me: user, name, timelines: new Map(), settling: new Map(), typing: new Map(), modes: new Map(),
       openId: null, expected: null, epoch: 0, limits: {}, down: false, syncing: null, syncAgain: false, syncTries: 0, asked: new Map(), repairs: new Map(),
       moved: new Set(), read: new Set(), typedAt: 0, synced: false, allowance: BURST, allowanceAt: performance.now(),
     });
@@ -86,6 +86,7 @@ export class Chat {
     Object.assign(this, { syncing: null, syncAgain: false });
     this.asked.clear();
     this.typing.clear();
+    this.modes.clear();
     this.outbox.down();
     this.people.presence.clear();
     this.changed();
@@ -357,6 +358,14 @@ export class Chat {
     else who.delete(user);
     this.typing.set(conversation, who);
     this.people.need([user]);
+  }
+
+  // A feature is less than usual from now on, or is itself again.
+  on_mode({ feature, state }) {
+    this.modes.set(feature, state);
+    if (state === "normal") return;
+    if (feature === "typing") this.typing.clear();
+    if (feature === "presence") this.people.presence.clear();
   }
 
   on_presence(update) {

@@ -34,6 +34,7 @@ files! {
     "/connection.js": "connection.js" as "text/javascript; charset=utf-8",
     "/outbox.js": "outbox.js" as "text/javascript; charset=utf-8",
     "/people.js": "people.js" as "text/javascript; charset=utf-8",
+    "/modes.js": "modes.js" as "text/javascript; charset=utf-8",
     "/timeline.js": "timeline.js" as "text/javascript; charset=utf-8",
     "/view.js": "view.js" as "text/javascript; charset=utf-8",
 }

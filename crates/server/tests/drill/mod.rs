@@ -19,6 +19,7 @@ use tidings_cli::api::Api;
 use tidings_cli::witness::{History, Who, Witness};
 use tidings_client::{ClientError, SendError, Store, Token};
 use tidings_protocol::Format;
+use tidings_protocol::wire::{Feature, FeatureState};
 use tidings_verify::Report;
 use tokio::task::JoinSet;
 
@@ -247,6 +248,12 @@ impl Load {
     /// Refusals of all, with this error code.
     pub fn refused(&self, code: &str) -> u64 {
         self.witnesses.iter().map(|w| w.refused(code)).sum()
+    }
+
+    /// Whether somebody was told that a feature is less than usual.
+    pub fn is_less(&self, feature: Feature) -> bool {
+        let mut witnesses = self.witnesses.iter();
+        witnesses.any(|w| w.mode(feature) != FeatureState::Normal)
     }
 
     /// Waits until this holds.
