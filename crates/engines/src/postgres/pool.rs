@@ -27,9 +27,6 @@ const TICK: Duration = Duration::from_secs(1);
 /// Calls that have waited for a connection without a break for so long mean that more would too.
 const EXHAUSTED_MAX: Duration = Duration::from_secs(5);
 
-/// The share of a call's time that makes it slow.
-const SLOW: f64 = 0.5;
-
 /// A connection used this recently is not asked again whether it lives.
 const FRESH: Duration = Duration::from_millis(500);
 
@@ -96,7 +93,8 @@ impl Connections {
         let holders = Holders::default();
         let breaker = Arc::new(Breaker::new(
             "postgres",
-            ms(settings.call_timeout_ms).mul_f64(SLOW),
+            // Many callers at once wait for each other, and are slow without anything being wrong.
+            ms(settings.call_timeout_ms),
         ));
         let keeper = tokio::spawn(keep(
             pool.clone(),
