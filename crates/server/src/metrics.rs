@@ -20,7 +20,7 @@ use tidings_gateway::worker::{Pool, Stats};
 use tidings_protocol::{CloseCode, ErrorCode, Named};
 
 use crate::modes::{FEATURES, Modes};
-use crate::parts::Breaker;
+use crate::parts::{Breaker, Part};
 use crate::routed::Routed;
 use crate::routers::Routers;
 use crate::waiting::Waiting;
@@ -44,8 +44,8 @@ pub struct Sources {
     pub waiting: Arc<Waiting>,
     /// How the features are.
     pub modes: Arc<Modes>,
-    /// How the parts' circuit breakers stand.
-    pub breakers: Arc<dyn Fn() -> Vec<Breaker> + Send + Sync>,
+    /// Whose circuit breakers are shown.
+    pub parts: Arc<[Box<dyn Part>]>,
     /// Messages dropped between them.
     pub peers: Arc<PeerCounts>,
     /// Those of log, store and so on.
@@ -416,7 +416,7 @@ impl Figures {
             "Sends refused because the server had more to do than it could.",
             self.sum(|g| &g.shed),
         )?;
-        let breakers = (self.0.breakers)();
+        let breakers: Vec<Breaker> = self.0.parts.iter().flat_map(|p| p.breakers()).collect();
         if breakers.is_empty() {
             return Ok(());
         }

@@ -63,16 +63,12 @@ impl Modes {
 
 /// What there is to look at.
 pub struct Watched {
-    /// The parts.
+    /// The parts, and where the features' states are shown.
     pub health: Arc<Health>,
     /// The workers, who tell the clients.
     pub gateways: Arc<Gateways>,
     /// What they count.
     pub metrics: Vec<Arc<GatewayMetrics>>,
-    /// Where the states are shown.
-    pub modes: Arc<Modes>,
-    /// Microseconds since 1970.
-    pub clock: fn() -> Micros,
 }
 
 /// Looks until the server stops.
@@ -86,17 +82,18 @@ pub async fn run(watched: Watched, mut stop: watch::Receiver<bool>) {
         }
         let turn = watched.gateways.probe();
         let acked = acks.since_last(&watched.metrics);
-        let impaired = watched.health.parts.iter().flat_map(|part| part.impairs());
-        for (feature, state) in deciding.look(impaired.collect(), turn.max(acked.most_took)) {
-            watched.modes.states[feature as usize].store(state as u8, Ordering::Relaxed);
+        let health = &watched.health;
+        let impaired: Vec<Vec<Feature>> = health.parts.iter().map(|part| part.impairs()).collect();
+        for (feature, state) in deciding.look(impaired.concat(), turn.max(acked.most_took)) {
+            health.modes.states[feature as usize].store(state as u8, Ordering::Relaxed);
             if state != FeatureState::Normal {
-                watched.modes.changes.fetch_add(1, Ordering::Relaxed);
+                health.modes.changes.fetch_add(1, Ordering::Relaxed);
             }
             tracing::warn!(?feature, ?state, "mode");
             watched.gateways.mode_changed(Mode {
                 feature: feature.into(),
                 state: state.into(),
-                since: (watched.clock)(),
+                since: system::now(),
             });
         }
         // As fast as they are acknowledged, and a little more: else it would never grow again.
@@ -104,9 +101,7 @@ pub async fn run(watched: Watched, mut stop: watch::Receiver<bool>) {
             .is_overloaded()
             .then(|| acked.count + acked.count / 8 + SENDS_MIN);
         watched.gateways.limit_sends(limit);
-        let is_unasked =
-            watched.health.asked.load(Ordering::Relaxed) + ASKED_WITHIN < (watched.clock)();
-        look_again(&watched.health, is_unasked).await;
+        look_again(health, &impaired).await;
     }
 }
 
@@ -119,15 +114,20 @@ const SENDS_MIN: u32 = 16;
 /// A breaker that isn't closed waits for a call to see whether its engine is back, and one before an engine that is
 /// away opens by calls: nobody else may make one.
 /// On a server that nobody asks how it is, all are asked: a connection that was cut shows only when it is used.
-async fn look_again(health: &Health, is_unasked: bool) {
-    let asked = health.parts.iter().filter(|part| {
-        let breakers = part.breakers();
-        !breakers.is_empty()
-            && (is_unasked
-                || !part.impairs().is_empty()
-                || breakers.iter().any(|breaker| breaker.state != 0))
-    });
-    let asked = asked.map(|part| tokio::time::timeout(EVERY, part.check()));
+async fn look_again(health: &Health, impaired: &[Vec<Feature>]) {
+    let is_unasked = health.asked.load(Ordering::Relaxed) + ASKED_WITHIN < system::now();
+    let asked = health
+        .parts
+        .iter()
+        .zip(impaired)
+        .filter(|(part, impaired)| {
+            let breakers = part.breakers();
+            !breakers.is_empty()
+                && (is_unasked
+                    || !impaired.is_empty()
+                    || breakers.iter().any(|breaker| breaker.state != 0))
+        });
+    let asked = asked.map(|(part, _)| tokio::time::timeout(EVERY, part.check()));
     futures_util::future::join_all(asked).await;
     if is_unasked {
         health.asked.store(system::now(), Ordering::Relaxed);

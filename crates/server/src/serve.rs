@@ -225,12 +225,11 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
 
     let modes = Arc::<Modes>::default();
     let health_parts: Arc<[Box<dyn Part>]> = parts.health.into();
-    let breaking = health_parts.clone();
     let health = Arc::new(Health {
         draining: AtomicBool::new(false),
         routers: routers.clone(),
         pool: workers.pool.clone(),
-        parts: health_parts,
+        parts: health_parts.clone(),
         modes: modes.clone(),
         asked: AtomicU64::new(0),
         scrape: Scrape::new(Sources {
@@ -241,8 +240,8 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
             routed,
             routers: routers.clone(),
             waiting,
-            modes: modes.clone(),
-            breakers: Arc::new(move || breaking.iter().flat_map(|p| p.breakers()).collect()),
+            modes,
+            parts: health_parts,
             peers: parts.local.counts(),
             engines: parts.figures.into(),
         }),
@@ -264,8 +263,6 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
             health: health.clone(),
             gateways: gateways.clone(),
             metrics: workers.metrics.clone(),
-            modes,
-            clock: system::now,
         },
         stopped.clone(),
     ));
