@@ -600,6 +600,23 @@ fn a_sender_that_is_told_nothing_is_stuck() {
     without(&mut stuck, |r| ack_of(3)(r) || shown_at(4)(r));
     ends_at(&mut stuck, 3);
     expect("neither acknowledged nor failed", &stuck, &[Kind::Stuck]);
+    // What was sent before it, and is hidden from the sender, follows from it.
+    let mut follows = base();
+    without(&mut follows, |r| {
+        let is_hers =
+            |seq| matches!(r, Record::Deliver(d) if d.device == ALICE_PHONE && d.seq == seq);
+        ack_of(2)(r) || ack_of(3)(r) || is_hers(3)
+    });
+    let hidden = |from, to| history::Hidden {
+        at: 500,
+        user: ALICE,
+        device: ALICE_PHONE,
+        conversation: ROOM,
+        from,
+        to,
+    };
+    follows.push(hidden(3, 3).into());
+    clean("a later one of the sender was shown to it", &follows);
     let history::Failed {
         at,
         user,

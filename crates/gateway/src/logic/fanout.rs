@@ -287,6 +287,11 @@ impl GatewayCore {
                 return;
             };
             let is_behind = self.index.get(at).head() > row.seq;
+            // This worker may be catching up past a removal after which the user was invited anew.
+            let syncing = self.sessions.get_mut(slot).and_then(|s| s.syncing());
+            if syncing.is_some_and(|s| s.is_member_after(row.conversation, row.seq)) {
+                continue;
+            }
             let Some(member) = self.leave(slot, at) else {
                 continue;
             };

@@ -95,6 +95,16 @@ impl Item {
 }
 
 impl Syncing {
+    /// Whether the router's answer about a conversation in which the user is a member already
+    /// counts what happened at `seq`.
+    pub(super) fn is_member_after(&self, conversation: ConversationId, seq: Seq) -> bool {
+        let mut items = (self.packed.iter())
+            .chain(&self.queue)
+            .chain(&self.active)
+            .chain(&self.waiting);
+        items.any(|item| item.conversation == conversation && item.end == 0 && item.known >= seq)
+    }
+
     /// The user is no longer a member of a conversation that hasn't been sent whole: the event at
     /// `seq` is the last to send.
     pub(super) fn member_left(&mut self, conversation: ConversationId, seq: Seq) {

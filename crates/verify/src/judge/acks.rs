@@ -1,6 +1,8 @@
 //! Rules about answers: nothing acknowledged is lost, answers agree with events, order in real
 //! time, and every sender learns what became of a message.
 
+use std::collections::BTreeSet;
+
 use super::{Case, Shown};
 use crate::ranges::Ranges;
 use crate::report::{Findings, Kind, Report, hex};
@@ -35,6 +37,7 @@ impl Case<'_> {
             // Answers are cumulative: the earliest that names this counter or a later one.
             let mut covered: Option<Acked> = None;
             let mut highest = None;
+            let mut later = BTreeSet::new();
             for (counter, message) in stream.messages.iter().rev() {
                 if let Some(ack) = message.ack {
                     highest = highest.or(Some(ack));
@@ -48,7 +51,7 @@ impl Case<'_> {
                     self.place(key, stream, counter, message, covered, &mut timeline);
                     match covered {
                         Some(ack) => self.kept(key, counter, message, &ack, findings, report),
-                        None => self.told(key, stream, counter, findings),
+                        None => self.told(key, stream, counter, &mut later, findings),
                     }
                 }
             }
@@ -179,8 +182,17 @@ impl Case<'_> {
         });
     }
 
-    /// A device that has settled knows what became of what it numbered.
-    fn told(&self, key: StreamKey, stream: &Stream, counter: u64, findings: &mut Findings) {
+    /// A device that has settled knows what became of what it numbered. `later` has the devices that
+    /// were shown one of theirs under a higher counter: its id follows from those before it, so they
+    /// know that those are accepted, wherever.
+    fn told(
+        &self,
+        key: StreamKey,
+        stream: &Stream,
+        counter: u64,
+        later: &mut BTreeSet<u64>,
+        findings: &mut Findings,
+    ) {
         if !self.claims || stream.over.is_some() {
             return;
         }
@@ -194,7 +206,11 @@ impl Case<'_> {
             let saw_it = |shown: &Shown| shown.event.id == sent.id && has(shown.seq);
             let is_told = stream.given_up(counter, sent.id).is_some()
                 || stream.unknown.contains(&(counter, sent.id));
-            if is_told || events.iter().any(saw_it) {
+            if events.iter().any(saw_it) {
+                later.insert(sent.device);
+                continue;
+            }
+            if is_told || later.contains(&sent.device) {
                 continue;
             }
             findings.add(Kind::Stuck, self.id, &[], || {

@@ -284,6 +284,39 @@ fn who_left_gets_events_up_to_that_and_no_further() {
 }
 
 #[test]
+fn a_removal_before_the_routers_answer_does_not_end_a_sync() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2, 3]);
+    let _bystander = world.online(3);
+    // This gateway misses that user 1 was removed and invited anew.
+    world.out.change(room, &[(1, Role::None)]);
+    world.out.change(room, &[(1, Role::Member)]);
+    for _ in 0..3 {
+        world.send_elsewhere(2, room);
+    }
+    world.out.inbox.clear();
+    let slot = world.connect_and_auth(1);
+    // It reads what it missed for itself, and then for the session.
+    let reads = world.out.reads;
+    while world.out.reads == reads {
+        assert!(world.step());
+    }
+    let missed = world.out.inbox.pop_back().expect("the read");
+    world.settle();
+    world.sync(slot, &[(room, 1)]);
+    world.out.inbox.push_front(missed);
+    world.settle();
+    let updates = world.take(slot);
+    let page = page(&updates, room);
+    assert_eq!((page.head, page.role()), (6, wire::Role::Member));
+    assert_eq!(seqs(&updates, room), [3, 4, 5, 6]);
+    assert!(done(&updates).complete);
+    world.send_elsewhere(2, room);
+    world.settle();
+    assert_eq!(seqs(&world.take(slot), room), [7]);
+}
+
+#[test]
 fn what_was_said_before_the_join_is_hidden_and_no_hole() {
     let mut world = World::new();
     let room = world.room(5, &[2]);
