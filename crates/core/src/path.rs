@@ -155,7 +155,7 @@ pub struct Router {
     pub(crate) partition: Partition,
     /// The position behind the last record given to [`Router::records`].
     pub(crate) next: Position,
-    /// Where the log ended when this router took over: before that it answers no `Open`.
+    /// How far another router may have come: before that this one answers no `Open`.
     pub(crate) caught_up_at: Position,
     pub(crate) conversations: HashMap<ConversationId, Box<Conversation>>,
     /// Positions of records that wait for rows of their conversation.
@@ -312,6 +312,7 @@ impl Router {
                 user,
             } => self.opened(id, gateway, request, user),
             Work::Cursor(row) => self.cursor_moved(row),
+            Work::Head => self.head_known(id),
         }
     }
 
@@ -507,6 +508,7 @@ impl Router {
         }
         self.advance();
         self.retry_loads();
+        self.look_at_doubted();
         self.trust_cursors();
         self.flush_cursors();
         self.tell_digest();

@@ -5,6 +5,7 @@
 //! become tasks. A call that stays out longer than its deadline is dropped: the router asks
 //! again by itself.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,6 +43,10 @@ const CURSOR_READS_MAX: usize = 32;
 /// How many ticks after which it is looked whether the log knows what is durable: the store
 /// flushes by itself too, and when no records come nobody would tell.
 const SETTLE_TICKS: u32 = 50;
+
+/// How long the log may take to say where it ends before it is asked again, and how long until then.
+const END_WITHIN: Duration = Duration::from_secs(1);
+const END_AGAIN_AFTER: Duration = Duration::from_millis(200);
 
 /// How long it may take to store and settle what was read; without it more is applied again.
 const SETTLE_AT_END_MAX: Duration = Duration::from_secs(1);
@@ -124,6 +129,10 @@ pub async fn run(
     let mut tasks: FuturesUnordered<BoxFuture<'static, Input>> = FuturesUnordered::new();
     let mut reading: Option<BoxFuture<'static, _>> = None;
     let mut messages = Vec::new();
+    // While another router may be at work: messages that wait until it is known where the log ends after
+    // they came, and how many of them the question under way is for.
+    let (mut held, mut asked) = (VecDeque::new(), 0);
+    let mut asking: Option<BoxFuture<'static, Option<Position>>> = None;
     let mut tick = tokio::time::interval_at(next_tick(), TICK);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut ticks: u32 = 0;
@@ -135,6 +144,10 @@ pub async fn run(
                 log.read(partition, from, READ_BYTES_MAX).await
             }));
         }
+        if asking.is_none() && !held.is_empty() {
+            asked = held.len();
+            asking = Some(end_now(parts.log.clone(), partition));
+        }
         // Not biased: under load there are always records, and requests and ticks have their turn too.
         tokio::select! {
             records = async { reading.as_mut().expect("guarded").await }, if reading.is_some() => {
@@ -144,8 +157,22 @@ pub async fn run(
                 router.records(records, (parts.clock)());
             }
             () = requests.receive(&mut messages) => {
+                if router.is_in_doubt() || !held.is_empty() {
+                    held.extend(messages.drain(..));
+                    // Whoever asks asks again, and events that were lost are found.
+                    held.truncate(parts.config.early_max);
+                }
                 for (from, message) in messages.drain(..) {
                     router.peer(from, message, (parts.clock)());
+                }
+            }
+            end = async { asking.as_mut().expect("guarded").await }, if asking.is_some() => {
+                asking = None;
+                if let Some(end) = end {
+                    router.log_ends_at(end);
+                    for (from, message) in held.drain(..asked) {
+                        router.peer(from, message, (parts.clock)());
+                    }
                 }
             }
             Some(input) = tasks.next(), if !tasks.is_empty() => apply(&mut router, input, parts),
@@ -182,6 +209,20 @@ pub async fn run(
     };
     _ = tokio::time::timeout(SETTLE_AT_END_MAX, leaving).await;
     Ok(())
+}
+
+/// Where the log ends now, or nothing when it can't say.
+fn end_now(log: Arc<dyn Log>, partition: Partition) -> BoxFuture<'static, Option<Position>> {
+    Box::pin(async move {
+        // Its answer makes `end` cover all that anybody could read before.
+        match tokio::time::timeout(END_WITHIN, log.committed(partition)).await {
+            Ok(Ok(_)) => Some(log.end(partition)),
+            _ => {
+                tokio::time::sleep(END_AGAIN_AFTER).await;
+                None
+            }
+        }
+    })
 }
 
 /// The next tick of all routers here: those that share a thread wake it once.

@@ -194,7 +194,16 @@ impl World {
 
     pub fn router_heard(&mut self, router: usize, from: usize, message: ToRouter) {
         let gateway = GatewayId(from as u32 + 1);
-        self.with_router(router, |core, now| core.peer(gateway, message, now));
+        let Some(node) = &self.routers[router] else {
+            return;
+        };
+        let end = self.logs[node.partition as usize].end();
+        self.with_router(router, |core, now| {
+            if core.is_in_doubt() {
+                core.log_ends_at(end);
+            }
+            core.peer(gateway, message, now);
+        });
     }
 
     /// Begins a read of the log if the router has room and there is something to read.

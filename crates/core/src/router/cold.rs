@@ -59,6 +59,12 @@ pub(crate) struct Loads {
     last: u64,
 }
 
+impl Loads {
+    pub fn under_way(&self) -> usize {
+        self.under_way.len()
+    }
+}
+
 impl Router {
     /// Starts to read what is missing; the conversation's work goes on when it is there.
     pub(crate) fn load(&mut self, id: ConversationId, missing: Missing) {

@@ -95,7 +95,7 @@ impl Conversation {
                     }
                 }
             }
-            Work::Record { content: None, .. } => {}
+            Work::Record { content: None, .. } | Work::Head => {}
             Work::Open { user, .. } | Work::Cursor(CursorRow { user, .. }) => {
                 grant(*user);
                 if self.members.get(*user).and_then(Member::cursor).is_none() {

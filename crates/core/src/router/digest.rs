@@ -5,14 +5,17 @@
 //! heads of its conversations that moved since the digest before the last one. Digests
 //! are numbered; a gateway that misses one asks for all heads again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::Work;
-use crate::ids::{ConversationId, GatewayId, Micros, Seq};
+use crate::ids::{ConversationId, GatewayId, Micros, Position, Seq};
 use crate::path::{Effect, Router};
 use crate::planted::{self, Mistake};
 use crate::ports::peers::{OPEN_MAX, Opened, ToGateway, ToRouter};
+
+/// How many heads are read with a tick for gateways that come from another router: a thousand a second.
+const DOUBTED_PER_TICK: usize = 100;
 
 /// The most cursors that wait for one conversation's rows, beside its records.
 const CURSORS_WAITING_MAX: usize = 4096;
@@ -30,6 +33,9 @@ pub(crate) struct Gateways {
     changed: BTreeSet<(ConversationId, Seq)>,
     changed_before: BTreeSet<(ConversationId, Seq)>,
     told: Micros,
+    /// Conversations that gateways want from the router before this one, and whose heads aren't known
+    /// here: what that one last told of them may be lost.
+    doubted: VecDeque<ConversationId>,
     /// Answers to `Open` that are being gathered, by gateway and request.
     opening: HashMap<(GatewayId, u64), Gathering>,
 }
@@ -148,6 +154,13 @@ impl Router {
         }
     }
 
+    /// Where the log ended at some time after all that [`Router::peer`] is told next was sent. Needed while
+    /// this router is in doubt ([`Router::is_in_doubt`]): another one may have acknowledged up to there,
+    /// so nobody is told how conversations stand before all that is applied.
+    pub fn log_ends_at(&mut self, end: Position) {
+        self.caught_up_at = self.caught_up_at.max(end);
+    }
+
     pub(crate) fn answer_early(&mut self) {
         if self.next >= self.caught_up_at {
             for (from, message) in std::mem::take(&mut self.early) {
@@ -252,13 +265,11 @@ impl Router {
         for id in conversations {
             self.interest(id, from);
             // Those not in memory haven't changed since the position that this router began with:
-            // their last events were told before that was committed.
-            let conversation = self.conversations.get(&id);
-            heads.extend(
-                conversation
-                    .and_then(|c| c.known_head())
-                    .map(|seq| (id, seq)),
-            );
+            // their last events were told before that was committed, but may not have arrived.
+            match self.conversations.get(&id).and_then(|c| c.known_head()) {
+                Some(head) => heads.push((id, head)),
+                None => self.gateways.doubted.push_back(id),
+            }
         }
         let digest = self.gateways.known.get(&from).copied().unwrap_or_default();
         let message = ToGateway::Interested {
@@ -267,6 +278,28 @@ impl Router {
             heads: Arc::from(heads),
         };
         self.out.push(Effect::Send { to: from, message });
+    }
+
+    /// Reads the heads in doubt, some with each tick; the digest tells them. As many as are wanted here,
+    /// and no faster than the store answers.
+    pub(crate) fn look_at_doubted(&mut self) {
+        for _ in self.loads.under_way()..DOUBTED_PER_TICK {
+            let Some(id) = self.gateways.doubted.pop_front() else {
+                self.gateways.doubted.shrink_to_fit();
+                return;
+            };
+            let conversation = self.conversations.get(&id);
+            if conversation.is_some_and(|c| !c.interested.is_empty()) {
+                self.take_in(id, Work::Head);
+            }
+        }
+    }
+
+    pub(crate) fn head_known(&mut self, id: ConversationId) {
+        let head = self.conversation(id).head().seq;
+        if head > 0 {
+            self.gateways.moved(id, head);
+        }
     }
 
     fn typing(&mut self, from: GatewayId, id: ConversationId, user: crate::ids::UserId, on: bool) {

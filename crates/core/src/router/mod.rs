@@ -146,4 +146,6 @@ pub(crate) enum Work {
     },
     /// A member's cursor moved.
     Cursor(CursorRow),
+    /// A gateway that knew another router may not have heard how far it came.
+    Head,
 }

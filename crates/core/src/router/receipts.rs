@@ -114,6 +114,12 @@ impl Router {
         self.receipts.trusted = false;
     }
 
+    /// Whether the router before this one may not know yet that it is replaced: it may still answer, store and
+    /// tell what the log says.
+    pub fn is_in_doubt(&self) -> bool {
+        !self.receipts.trusted
+    }
+
     /// Some time after the last doubt all cursors that were read during it are forgotten, to be read
     /// once more when they are needed; from then on nobody else writes them.
     pub(crate) fn trust_cursors(&mut self) {

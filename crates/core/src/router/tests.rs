@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::Config;
 use crate::ids::*;
 use crate::path::{Effect, Router};
-use crate::ports::peers::ToGateway;
+use crate::ports::peers::{ToGateway, ToRouter};
 use crate::record::*;
 use crate::rows::*;
 use crate::sequencer::{self, Answer};
@@ -528,6 +528,57 @@ fn a_row_is_undone_also_to_one_that_has_expired_since() {
     second.finish(&log[2..], &truth, &mut rows, &mut committed);
     assert_eq!(committed, at(4));
     assert!(rows.wrong.is_empty(), "{}", rows.wrong.join("\n"));
+}
+
+/// What the router before it told last of a conversation may be lost, and nothing happens in it any more.
+#[test]
+fn a_router_that_takes_over_looks_up_the_heads_that_gateways_want() {
+    let (gateway, room) = (GatewayId(1), ConversationId(7));
+    let at = Position {
+        epoch: 1,
+        offset: 40,
+    };
+    let config = Config::default();
+    let digest_every = config.digest_every;
+    let mut router = Router::new(Partition(0), at, at, config);
+    let interest = ToRouter::Interest {
+        request: 1,
+        conversations: vec![room],
+    };
+    let start = 1_700_000_000_000_000;
+    router.peer(gateway, interest, start);
+    router.tick(start + 1);
+    let load = router.effects().find_map(|effect| match effect {
+        Effect::ReadState { load, keys, .. } => {
+            assert_eq!(keys, [StateKey::Head]);
+            Some(load)
+        }
+        _ => None,
+    });
+    let head = HeadState {
+        seq: 9,
+        ..HeadState::default()
+    };
+    let row = StateRow {
+        conversation: room,
+        key: StateKey::Head,
+        ts: start,
+        position: Position {
+            epoch: 1,
+            offset: 39,
+        },
+        value: StateValue::Head(head),
+    };
+    router.state_read(load.expect("a read"), Some(vec![Some(row)]), start + 2);
+    router.tick(start + digest_every + 1);
+    let told = router.effects().find_map(|effect| match effect {
+        Effect::Send {
+            message: ToGateway::Digest { heads, .. },
+            ..
+        } => Some(heads),
+        _ => None,
+    });
+    assert_eq!(&*told.expect("a digest"), [(room, 9)]);
 }
 
 /// Under cargo the seed is fixed (`.cargo/config.toml`): every run tries the same cases, after those

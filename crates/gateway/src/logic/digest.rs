@@ -5,11 +5,12 @@ use std::collections::HashSet;
 use tidings_core::ids::{ConversationId, Micros, Partition, Seq};
 use tidings_core::planted::{self, Mistake};
 use tidings_core::ports::peers::{OPEN_MAX, ToRouter};
+use tidings_core::rows::EventRow;
 
 use super::GatewayCore;
 use super::metrics::add;
 use super::outbound::Outbound;
-use super::reads::Request;
+use super::reads::{ReadFor, Request};
 
 /// What was heard of one partition's router.
 #[derive(Clone, Copy, Default)]
@@ -19,6 +20,9 @@ pub(super) struct Heard {
     /// When it came, or when the router was last reminded of this gateway.
     at: Micros,
 }
+
+/// More than an event with as many members as one may name.
+const CHANGE_BYTES: usize = 1 << 20;
 
 /// In place of a number: another router has taken over and hasn't said yet how many digests it has sent.
 const TOOK_OVER: u64 = u64::MAX;
@@ -55,7 +59,7 @@ impl GatewayCore {
             // conversations that aren't here may be lost: everything is asked again, in batches.
             self.messages_lost(out);
         }
-        let mut is_lost = false;
+        let mut lost = Vec::new();
         self.heads_told(out, heads.iter().chain(changes).copied());
         for &(conversation, seq) in changes {
             let head_seen = self
@@ -64,12 +68,29 @@ impl GatewayCore {
                 .map(|at| self.index.get(at).head_seen);
             // What lies above is read, and counts when it is delivered. What doesn't may have made
             // somebody here a member, whatever has been heard of the conversation since.
-            if head_seen.is_none_or(|head| seq <= head) {
-                is_lost |= self.change_seen(conversation, seq);
+            if head_seen.is_none_or(|head| seq <= head) && self.change_seen(conversation, seq) {
+                lost.push((conversation, seq));
             }
         }
-        if is_lost {
+        if !lost.is_empty() {
+            out.members_changed(&mut std::iter::empty());
+        }
+        for (conversation, seq) in lost {
+            self.read(out, conversation, (seq, seq), CHANGE_BYTES, ReadFor::Change);
+        }
+    }
+
+    /// A change of members that was lost on its way has been read; none: it can't be now, so whatever
+    /// it was is asked for.
+    pub(super) fn change_read<O: Outbound>(&mut self, out: &mut O, rows: &[&EventRow]) {
+        if rows.is_empty() {
             self.messages_lost(out);
+        }
+        for row in rows {
+            let at = self.index.find(row.conversation);
+            if at.is_none_or(|at| row.seq <= self.index.get(at).head_seen) {
+                self.missed_members_event(out, row);
+            }
         }
     }
 
@@ -94,6 +115,9 @@ impl GatewayCore {
             number: TOOK_OVER,
             at,
         };
+        // What the one before told last of members' changes may be lost; heads the new one looks up.
+        out.members_changed(&mut std::iter::empty());
+        self.tracking.compare_all();
         // It may be the router before it that answers what is being opened.
         let mut wanted: Vec<ConversationId> = self
             .index

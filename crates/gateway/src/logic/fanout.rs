@@ -251,6 +251,9 @@ impl GatewayCore {
                 // What routers said before this event is old now.
                 if let Some(opening) = self.sessions.get_mut(slot).and_then(|s| s.opening()) {
                     opening.stale = true;
+                    if change.role == Role::None {
+                        opening.left.entry(row.conversation).or_default().seq = row.seq;
+                    }
                 }
             }
             match change.role {
@@ -278,6 +281,21 @@ impl GatewayCore {
         }
     }
 
+    /// A membership event that was lost on its way, of a conversation that isn't here or has gone on since.
+    /// Those it names sync again: they may have been members meanwhile and are owed that.
+    pub(super) fn missed_members_event<O: Outbound>(&mut self, out: &mut O, row: &EventRow) {
+        let changes = row.members.iter().flat_map(|members| &members.changes);
+        for change in changes {
+            for slot in self.sessions.of_user(change.user).collect::<Vec<_>>() {
+                if let Some(opening) = self.sessions.get_mut(slot).and_then(|s| s.opening()) {
+                    opening.stale = true;
+                }
+                self.refresh(out, slot);
+                self.resync(out, slot);
+            }
+        }
+    }
+
     fn member_left<O: Outbound>(&mut self, out: &mut O, row: &EventRow, slots: &[Slot]) {
         if planted::is(Mistake::ShownAfterRemoval) {
             return;
@@ -295,6 +313,10 @@ impl GatewayCore {
             let Some(member) = self.leave(slot, at) else {
                 continue;
             };
+            let opening = self.sessions.get_mut(slot).and_then(|s| s.opening());
+            if let Some(left) = opening.and_then(|o| o.left.get_mut(&row.conversation)) {
+                left.covered = left.covered.max(member.covered);
+            }
             // A sync under way still owes the events up to this one.
             if member.has(GATED)
                 && let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing())

@@ -16,7 +16,7 @@ use super::history::HistoryAsk;
 use super::index::{BLOCKING, GATED, Gap, JSON, Member};
 use super::outbound::{Outbound, Slot};
 use super::reads::Request;
-use super::session::{LAGGING, OPENED, Opening, REFRESH, SYNCED, seconds};
+use super::session::{COMPARE, LAGGING, OPENED, Opening, REFRESH, SYNCED, seconds};
 
 /// Why conversations are opened.
 pub(super) enum OpenFor {
@@ -62,6 +62,17 @@ impl GatewayCore {
             return;
         };
         session.set(REFRESH, true);
+        let (id, user) = (session.id, session.user);
+        self.load(out, user, id);
+    }
+
+    /// Asks for a user's list to see what has changed of it unheard: a join that a router told before
+    /// another took over may be lost, and nobody tells it again.
+    pub(super) fn compare<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
+        let Some(session) = self.sessions.get_mut(slot) else {
+            return;
+        };
+        session.set(COMPARE, true);
         let (id, user) = (session.id, session.user);
         self.load(out, user, id);
     }
@@ -115,21 +126,29 @@ impl GatewayCore {
         let Some(session) = self.sessions.get_mut(slot) else {
             return;
         };
-        if session.is(REFRESH) {
+        let is_whole = session.is(REFRESH);
+        if is_whole || session.is(COMPARE) {
             session.set(REFRESH, false);
+            session.set(COMPARE, false);
             // Where the session is a member too: a removal that the directory knows may be what was
             // missed, and until then the router must know who wants the events.
             let joined = session.joined.iter();
-            let mut all: Vec<ConversationId> = joined
-                .map(|j| self.index.get(j.conversation).id)
-                .chain(list.unwrap_or_default().iter().copied())
-                .collect();
-            all.sort_unstable();
-            all.dedup();
-            if list.is_none() {
-                self.tracking.refresh_again(session.id);
+            let joined = joined.map(|j| self.index.get(j.conversation).id);
+            let mut all: BTreeSet<ConversationId> = joined.collect();
+            let listed = list.unwrap_or_default().iter().copied();
+            match is_whole {
+                true => all.extend(listed),
+                false => all = &all ^ &listed.collect(),
             }
-            self.ask_open(out, slot, all, || OpenFor::Refresh);
+            match list {
+                None if is_whole => self.tracking.refresh_again(session.id),
+                None => {
+                    self.tracking.refresh_again(session.id);
+                    all.clear();
+                }
+                Some(_) => {}
+            }
+            self.ask_open(out, slot, all.into_iter().collect(), || OpenFor::Refresh);
         }
         let Some(session) = self.sessions.get_mut(slot) else {
             return;
@@ -265,7 +284,7 @@ impl GatewayCore {
             match self.index.find(state.conversation) {
                 None => self.closes.push(state.conversation),
                 Some(at) if state.grant.visible_to <= self.index.get(at).head_seen => {
-                    self.leave(slot, at);
+                    self.left_unheard(out, slot, at, state.grant.visible_to);
                 }
                 // The event that ended the membership is still to come, or missing.
                 Some(_) => self.head_heard(out, state.conversation, state.grant.visible_to),
@@ -286,6 +305,19 @@ impl GatewayCore {
         let early = self.early.get(&state.conversation).copied().unwrap_or(0);
         self.head_heard(out, state.conversation, state.head.max(early));
         is_new
+    }
+
+    /// A removal that went by unheard: who was pushed to until now is told by another sync.
+    fn left_unheard<O: Outbound>(&mut self, out: &mut O, slot: Slot, at: u32, seq: u64) {
+        let conversation = self.index.get(at).id;
+        let Some(member) = self.leave(slot, at) else {
+            return;
+        };
+        if !member.has(GATED) {
+            self.resync(out, slot);
+        } else if let Some(syncing) = self.sessions.get_mut(slot).and_then(|s| s.syncing()) {
+            syncing.member_left(conversation, seq);
+        }
     }
 
     /// Makes a session a member in the index.

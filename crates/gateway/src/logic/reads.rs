@@ -84,6 +84,8 @@ pub(super) enum ReadFor {
     Resend(SessionId),
     /// Who wrote what a session never confirmed.
     Authors,
+    /// A change of members that didn't come.
+    Change,
 }
 
 /// A store has its own deadline; this one is for answers that got lost.
@@ -238,6 +240,7 @@ impl GatewayCore {
                     self.find_read(out, session, *find, (from, to), rows)
                 }
                 ReadFor::Authors => self.authors_read(out, rows),
+                ReadFor::Change => self.change_read(out, rows),
                 ReadFor::Resend(session) => self.resend_read(out, session, conversation, rows),
             }
         }

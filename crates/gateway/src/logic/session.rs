@@ -1,11 +1,12 @@
 //! What the logic keeps of a session: little, and behind a pointer what most don't need at a time.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 use hashbrown::HashTable;
-use tidings_core::ids::{ConversationId, DeviceId, Micros, SenderId, SessionId, UserId};
+use tidings_core::ids::{ConversationId, DeviceId, Micros, SenderId, Seq, SessionId, UserId};
 use tidings_core::ports::directory::SignInId;
 use tidings_core::ports::peers::Opened;
+use tidings_core::record::Role;
 use tidings_protocol::Format;
 use tidings_protocol::wire::{Sync, command};
 
@@ -35,6 +36,8 @@ pub(super) const AUTHENTICATING: u16 = 1 << 5;
 pub(super) const OPENED: u16 = 1 << 6;
 /// Its conversations are to be opened again, as something may have been missed.
 pub(super) const REFRESH: u16 = 1 << 7;
+/// Its list is loaded to see what it differs in from where the session is a member.
+pub(super) const COMPARE: u16 = 1 << 9;
 /// It is known whom its user has blocked.
 pub(super) const BLOCKS_KNOWN: u16 = 1 << 8;
 
@@ -132,8 +135,35 @@ pub(super) struct Opening {
     pub done_at: Micros,
     /// A membership has changed meanwhile: the states are old.
     pub stale: bool,
+    /// Where the user was removed meanwhile.
+    pub left: HashMap<ConversationId, Left>,
     /// The directory didn't say which conversations there are.
     pub partial: bool,
+}
+
+/// A removal during an opening.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Left {
+    /// The event that removed the user.
+    pub seq: Seq,
+    /// What the session was given until then; its sync may have been asked before that.
+    pub covered: Seq,
+}
+
+impl Opening {
+    /// The states that are older than a removal that was heard of count as what it left: asking again
+    /// may have come to its end, and nobody would tell the client otherwise.
+    pub(super) fn apply_removals(&mut self) {
+        for state in &mut self.states {
+            let removed = self.left.get(&state.conversation);
+            if let Some(left) = removed.filter(|left| left.seq > state.head)
+                && state.grant.role.is_member()
+            {
+                state.grant.role = Role::None;
+                state.grant.visible_to = left.seq;
+            }
+        }
+    }
 }
 
 impl Session {

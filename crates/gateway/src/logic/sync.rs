@@ -187,16 +187,19 @@ impl GatewayCore {
             return;
         };
         if opening.stale && opening.tries < TRIES_MAX {
-            let tries = opening.tries + 1;
+            let (tries, left) = (opening.tries + 1, std::mem::take(&mut opening.left));
             rare.opening = None;
             self.begin_opening(out, slot);
             if let Some(opening) = self.sessions.get_mut(slot).and_then(|s| s.opening()) {
                 opening.tries = tries;
+                opening.left = left;
             }
             return;
         }
-        // Conversations that only the client names: it was a member once, or the list was late.
+        // Conversations that only the client names: it was a member once, or the list was late. It doesn't
+        // name what came in a sync before this one after it had asked for this one.
         let named = sync.cursors.iter().map(|c| ConversationId(c.conversation));
+        let named = named.chain(opening.left.keys().copied());
         let mut extra: Vec<ConversationId> = named
             .filter(|c| opening.list.binary_search(c).is_err())
             .collect();
@@ -221,8 +224,9 @@ impl GatewayCore {
         slot: Slot,
         r#ref: u64,
         sync: &wire::Sync,
-        opening: Opening,
+        mut opening: Opening,
     ) {
+        opening.apply_removals();
         let cursors: HashMap<ConversationId, Seq> = sync
             .cursors
             .iter()
@@ -254,7 +258,12 @@ impl GatewayCore {
             self.refuse_item(out, slot, r#ref, conversation, ErrorCode::Unavailable);
         }
         for state in &opening.states {
+            let given = opening
+                .left
+                .get(&state.conversation)
+                .map(|left| left.covered);
             let cursor = cursors.get(&state.conversation).copied();
+            let cursor = cursor.or(given.filter(|&covered| covered > 0));
             if let Some(item) = self.item(out, slot, &syncing, state, cursor) {
                 syncing.queue.push_back(item);
             }

@@ -40,6 +40,8 @@ pub(super) struct Scan {
     uncovered: i64,
     /// The next slot whose conversations are opened again; none: nothing to open.
     refresh: Option<Slot>,
+    /// The same for those whose lists are compared with the directory's.
+    compare: Option<Slot>,
     /// Sessions for which that failed: once more with the next tick.
     again: BTreeSet<SessionId>,
 }
@@ -48,6 +50,11 @@ impl Scan {
     /// All conversations of all sessions are to be opened again, in batches.
     pub(super) fn refresh_all(&mut self) {
         self.refresh = Some(0);
+    }
+
+    /// The lists of all sessions are to be compared with the directory's, in batches.
+    pub(super) fn compare_all(&mut self) {
+        self.compare = Some(0);
     }
 
     /// A router or the directory didn't answer when a session's conversations were opened again.
@@ -225,23 +232,34 @@ impl GatewayCore {
                 self.refresh(out, slot);
             }
         }
-        let Some(first) = self.tracking.refresh else {
-            return;
+        let refresh = self.tracking.refresh.take();
+        let (slots, next) = self.batch(refresh);
+        self.tracking.refresh = next;
+        for slot in slots {
+            self.refresh(out, slot);
+        }
+        let compare = self.tracking.compare.take();
+        let (slots, next) = self.batch(compare);
+        self.tracking.compare = next;
+        for slot in slots {
+            self.compare(out, slot);
+        }
+    }
+
+    /// The next sessions from a slot on, and where it goes on after them. Those that are just being
+    /// opened too: it may be a router that is gone that answers them.
+    fn batch(&self, first: Option<Slot>) -> (Vec<Slot>, Option<Slot>) {
+        let Some(first) = first else {
+            return (Vec::new(), None);
         };
-        // Those that are just being opened too: it may be a router that is gone that answers them.
-        let slots: Vec<Slot> = self
-            .sessions
-            .iter()
+        let sessions = self.sessions.iter();
+        let slots: Vec<Slot> = sessions
             .filter(|(slot, s)| *slot >= first && s.is(READY))
             .map(|(slot, _)| slot)
             .take(REFRESH_PER_TICK)
             .collect();
-        self.tracking.refresh = slots
-            .last()
-            .filter(|_| slots.len() == REFRESH_PER_TICK)
-            .map(|last| last + 1);
-        for slot in slots {
-            self.refresh(out, slot);
-        }
+        let next = slots.last().filter(|_| slots.len() == REFRESH_PER_TICK);
+        let next = next.map(|last| last + 1);
+        (slots, next)
     }
 }

@@ -292,6 +292,59 @@ fn a_lost_join_is_found_though_a_later_one_of_the_conversation_came() {
 }
 
 #[test]
+fn a_join_that_was_lost_with_its_router_is_found_when_another_takes_over() {
+    let mut world = World::new();
+    let known = world.room(5, &[1, 2]);
+    let slot = world.online(1);
+    world.out.digest(None);
+    world.pass(2);
+    let room = tidings_core::ids::ConversationId(6);
+    world.out.change(room, &[(1, Role::Member)]);
+    world.out.inbox.clear();
+    let opened = |world: &World| {
+        let is_open = |m: &&ToRouter| matches!(m, ToRouter::Open { .. });
+        world.out.to_router.iter().filter(is_open).count()
+    };
+    let before = opened(&world);
+    world.out.took_over(tidings_core::ids::Partition(0));
+    world.pass(2);
+    assert_eq!(opened(&world), before + 1, "only what differs is opened");
+    let updates = world.take(slot);
+    assert!(
+        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
+        "{updates:?}"
+    );
+    world.sync(slot, &[(known, 1)]);
+    world.settle();
+    assert_eq!(seqs(&world.take(slot), room), [1]);
+}
+
+#[test]
+fn who_was_a_member_for_a_moment_that_was_lost_is_told() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    let slot = world.online(1);
+    world.out.digest(None);
+    world.out.change(room, &[(1, Role::None)]);
+    world.pass(2);
+    assert_eq!(seqs(&world.take(slot), room), [2]);
+    world.out.change(room, &[(1, Role::Member)]);
+    world.send_elsewhere(2, room);
+    world.out.change(room, &[(1, Role::None)]);
+    world.out.inbox.clear();
+    world.out.digest(None);
+    world.pass(2);
+    let updates = world.take(slot);
+    assert!(
+        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
+        "{updates:?}"
+    );
+    world.sync(slot, &[(room, 2)]);
+    world.settle();
+    assert_eq!(seqs(&world.take(slot), room), [3, 4, 5]);
+}
+
+#[test]
 fn who_joins_gets_events_from_the_join_on_and_who_leaves_up_to_the_leave() {
     let mut world = World::new();
     let room = world.room(5, &[1, 2]);
