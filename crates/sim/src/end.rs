@@ -6,7 +6,7 @@ use tidings_core::ids::{ConversationId, UserId};
 use tidings_core::record::{Encoding, Kind, Role};
 use tidings_core::rows::EventRow;
 use tidings_protocol::wire;
-use tidings_verify::history::{Deliver, EventKind, Final, Member};
+use tidings_verify::history::{Deliver, EventKind, Final, Member, Unknown};
 
 use crate::devices::Device;
 use crate::recorded::plain_hash;
@@ -220,24 +220,38 @@ impl World {
         }
     }
 
-    /// What a life numbered that a restored backup doesn't know, and that never reached the log,
-    /// is nothing anybody waits for.
+    /// What a life numbered that a restored backup doesn't know is nothing anybody waits for. If it
+    /// reached the log the device is shown it like anybody, or it is hidden from its user by now.
     fn forget_lost_lives(&mut self, d: usize, accepted: &BTreeSet<Accepted>) {
         if !self.devices[d].was_restored {
             return;
         }
         for numbered in self.devices[d].sent.clone() {
             let lane = self.devices[d].disk.lanes.get(&numbered.0);
+            // A message may wait without a number, for a grant: then it has none of that life's either.
             let is_waiting = lane.is_some_and(|l| {
-                l.queue.iter().any(|m| m.id == numbered.4)
-                    || l.sent_as(numbered.3, numbered.4).is_some()
+                let mut queue = l.queue.iter().take(l.numbered);
+                queue.any(|m| m.id == numbered.4) || l.sent_as(numbered.3, numbered.4).is_some()
             });
-            let (conversation, sender, _, counter, id) = numbered;
-            // The message may be accepted under another number: this one isn't.
-            let is_accepted = accepted.contains(&(conversation, sender, counter, id));
-            if !is_accepted && !is_waiting {
-                self.record_given_up(d, numbered);
+            if is_waiting {
+                continue;
             }
+            let (conversation, sender, grant, counter, id) = numbered;
+            // The message may be accepted under another number: this one isn't.
+            if !accepted.contains(&(conversation, sender, counter, id)) {
+                self.record_given_up(d, numbered);
+                continue;
+            }
+            self.record(Unknown {
+                at: self.now,
+                user: self.devices[d].user,
+                device: self.devices[d].device,
+                conversation,
+                sender,
+                grant,
+                counter,
+                id,
+            });
         }
     }
 
@@ -267,8 +281,8 @@ impl World {
                 continue;
             };
             let session = self.connections[connection].session;
-            let entered = self.registry.get(&name).map(|entry| entry.1);
-            if entered != Some(session) {
+            let entered = self.registry.get(&name);
+            if !entered.is_some_and(|all| all.iter().any(|one| one.1 == session)) {
                 self.broken.push(format!(
                     "device {name:x} has session {session:?}, the registry says {entered:?}"
                 ));

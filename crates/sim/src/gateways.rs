@@ -293,8 +293,13 @@ impl World {
                 let entered = (gateway, entry.session);
                 let devices = &mut self.gateways[gateway].devices;
                 devices.insert(entry.session, entry.device.0);
-                let older = self.registry.insert(entry.device.0, entered);
-                if let Some((old, session)) = older.filter(|older| *older != entered) {
+                let sessions = self.registry.entry(entry.device.0).or_default();
+                if sessions.contains(&entered) {
+                    return; // A sign of life.
+                }
+                let older = sessions.clone();
+                sessions.push(entered);
+                for (old, session) in older {
                     let life = self.gateways[old].life;
                     let input = GatewayInput::End(session, CloseCode::Replaced);
                     self.after(5 * MS, Event::Gateway(old, life, input));
@@ -311,9 +316,9 @@ impl World {
 
     /// The registry hears that a session is gone, maybe after it has heard of the device's next one.
     pub fn session_gone(&mut self, device: u64, session: SessionId) {
-        let is_present = |entry: &(usize, SessionId)| entry.1 == session;
-        if self.has(Bug::LateOffline) || self.registry.get(&device).is_some_and(is_present) {
-            self.registry.remove(&device);
+        let is_all = self.has(Bug::LateOffline);
+        if let Some(sessions) = self.registry.get_mut(&device) {
+            sessions.retain(|entry| entry.1 != session && !is_all);
         }
     }
 

@@ -153,8 +153,10 @@ impl World {
                     conversation,
                     counter,
                     id,
+                    seq,
                     ..
                 } => {
+                    self.record_learned(d, *conversation, *counter, *id, *seq);
                     self.record_superseded(d, *conversation, *counter, *id);
                     Some(*conversation)
                 }
@@ -247,6 +249,28 @@ impl World {
                 }
             }
         }
+    }
+
+    /// A device may learn from a page of history what became of a message: that is an answer, too.
+    fn record_learned(&mut self, d: usize, conversation: u64, counter: u64, id: u64, seq: u64) {
+        let device = &self.devices[d];
+        let Some(lane) = device.disk.lanes.get(&conversation) else {
+            return;
+        };
+        self.record(history::Ack {
+            at: self.now,
+            user: device.user,
+            device: device.device,
+            conversation,
+            sender: lane.sender,
+            grant: lane.grant,
+            counter,
+            id,
+            seq,
+            ts: 0,
+            duplicate: true,
+            status: Status::Sent,
+        });
     }
 
     /// All up to a counter is decided: what else was sent under these counters, a message that another

@@ -163,8 +163,8 @@ pub(crate) struct World {
     pub store: SimStore,
     pub store_life: u64,
     pub directory: SimDirectory,
-    /// Which gateway has which device's session.
-    pub registry: BTreeMap<u64, (usize, tidings_core::ids::SessionId)>,
+    /// Each device's sessions, and which gateway has them.
+    pub registry: BTreeMap<u64, Vec<(usize, tidings_core::ids::SessionId)>>,
     /// Planted: routers as they were when they lost a partition, by server.
     pub kept_routers: BTreeMap<(u32, usize), Router>,
     pub gateways: Vec<GatewayNode>,
