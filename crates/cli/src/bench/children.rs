@@ -124,13 +124,39 @@ impl Clients {
         Ok(Clients(Ordered::start(&arguments, core)?))
     }
 
+    /// Clients that come through balancers and tell them these hints in place of their users.
+    pub fn through(
+        balancers: &[SocketAddr],
+        key: &Path,
+        hints: &[String],
+    ) -> anyhow::Result<Clients> {
+        let balancers: Vec<String> = balancers.iter().map(SocketAddr::to_string).collect();
+        let arguments = [
+            "clients".into(),
+            format!("--server={}", balancers.join(",")),
+            format!("--key={}", key.display()),
+            format!("--hints={}", hints.join(",")),
+        ];
+        Ok(Clients(Ordered::start(&arguments, None)?))
+    }
+
+    /// Gives an order; [`Clients::hear`] waits for what comes of it.
+    pub fn tell(&mut self, order: &Order) -> anyhow::Result<()> {
+        self.0.tell(order)
+    }
+
     /// Gives an order and waits for what comes of it.
     pub fn run(&mut self, order: Order) -> anyhow::Result<Done> {
         let name = serde_json::to_value(&order)?["do"]
             .as_str()
             .unwrap_or_default()
             .to_owned();
-        self.0.tell(&order)?;
+        self.tell(&order)?;
+        self.hear(&name)
+    }
+
+    /// What came of the order that was given.
+    pub fn hear(&mut self, name: &str) -> anyhow::Result<Done> {
         let done: Done = self.0.hear(Duration::from_secs(300))?;
         for problem in &done.problems {
             eprintln!("    {name}: {problem}");

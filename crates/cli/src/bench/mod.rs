@@ -18,6 +18,7 @@ mod population;
 mod process;
 mod report;
 mod start;
+mod storm;
 mod tokens;
 
 use std::path::PathBuf;
@@ -27,6 +28,7 @@ use anyhow::Context;
 
 pub use cluster::{ClusterArgs, run_cluster};
 pub use load::{LoadArgs, run_load};
+pub use storm::{StormArgs, run_storm};
 
 use children::{Clients, Raw, Server};
 use order::{Done, Order};

@@ -36,6 +36,13 @@ pub enum Order {
     Stall { first: usize, count: usize },
     /// They read again, and catch up.
     Resume { seconds: f64 },
+    /// Has users `first..first + count`, who are cut off meanwhile, come back as apps do, until all have been
+    /// away and have caught up.
+    Return {
+        first: usize,
+        count: usize,
+        seconds: f64,
+    },
     /// Waits for so many bytes on all bare sockets together since the last such order.
     AwaitRaw { bytes: u64, seconds: f64 },
     /// Keeps the sessions alive for a time.
@@ -96,6 +103,8 @@ pub struct Done {
     /// Intended time to ack, and to each delivery.
     pub ack: Quantiles,
     pub deliver: Quantiles,
+    /// From being cut off to having caught up, of each session that came back.
+    pub away: Quantiles,
     /// From asking to the first page, in microseconds.
     pub first_page_us: u64,
     /// CPU of the probe itself, where it measures it.

@@ -1,5 +1,7 @@
 //! The process of the clients: one thread, one epoll loop, thousands of sessions.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token, Waker};
@@ -15,7 +18,7 @@ use tidings_protocol::wire::command::Command;
 use tidings_protocol::wire::{Delivered, Ping};
 
 use super::ledger::Ledger;
-use super::sending::Sending;
+use super::sending::{Sending, histogram};
 use super::session::{Session, State};
 use super::sockets::{self, Timer};
 use super::{answer, orders};
@@ -46,6 +49,16 @@ pub struct Opening {
     pub deadline: u64,
 }
 
+/// Sessions that come back by themselves.
+pub struct Returning {
+    pub first: usize,
+    pub count: usize,
+    pub deadline: u64,
+    /// How many have been cut off and are back.
+    pub back: usize,
+    pub away: Histogram<u64>,
+}
+
 /// The order under way.
 pub enum Job {
     Nothing,
@@ -62,6 +75,7 @@ pub enum Job {
     Resuming {
         deadline: u64,
     },
+    Returning(Returning),
     AwaitRaw {
         bytes: u64,
         deadline: u64,
@@ -103,16 +117,25 @@ pub struct Clients {
     pub frame: Vec<u8>,
     pub filler: Vec<u8>,
     pub nonce: u64,
+    /// What is drawn from next.
+    chance: u64,
+    /// What each session tells a balancer in place of its user, in turn; none: nothing.
+    hints: Vec<String>,
     /// Asks of a session for a conversation, at their times.
     pub asks: Vec<(u64, usize, u64)>,
     /// Sessions to open again, at their times.
-    pub again: Vec<(u64, usize)>,
+    pub again: BinaryHeap<Reverse<(u64, usize)>>,
     hand: usize,
     ticked: u64,
 }
 
 /// Serves orders until there are no more.
-pub fn run(servers: Vec<SocketAddr>, key: &Path, addresses: u16) -> anyhow::Result<()> {
+pub fn run(
+    servers: Vec<SocketAddr>,
+    key: &Path,
+    addresses: u16,
+    hints: Vec<String>,
+) -> anyhow::Result<()> {
     let poll = Poll::new()?;
     let waker = Arc::new(Waker::new(poll.registry(), WAKE)?);
     let orders = orders::<Order>(move || drop(waker.wake()));
@@ -148,8 +171,10 @@ pub fn run(servers: Vec<SocketAddr>, key: &Path, addresses: u16) -> anyhow::Resu
         frame: Vec::new(),
         filler,
         nonce: nonce & !0xff_ffff,
+        chance: nonce,
+        hints,
         asks: Vec::new(),
-        again: Vec::new(),
+        again: BinaryHeap::new(),
         hand: 0,
         ticked: 0,
     };
@@ -287,6 +312,19 @@ impl Clients {
                     }
                 }
             }
+            Order::Return {
+                first,
+                count,
+                seconds,
+            } => {
+                self.job = Job::Returning(Returning {
+                    first,
+                    count,
+                    deadline: until(seconds),
+                    back: 0,
+                    away: histogram(),
+                });
+            }
             Order::AwaitRaw { bytes, seconds } => {
                 self.job = Job::AwaitRaw {
                     bytes,
@@ -345,6 +383,10 @@ impl Clients {
                     *deadline,
                 )
             }
+            Job::Returning(returning) => {
+                self.done.opened = returning.back as u64;
+                (returning.back == returning.count, returning.deadline)
+            }
             Job::AwaitRaw { bytes, deadline } => (self.raw_bytes >= *bytes, *deadline),
             Job::Resting { until } => (now >= *until, u64::MAX),
         };
@@ -358,6 +400,7 @@ impl Clients {
                 self.done.ack = Quantiles::of(&sending.ack);
                 self.done.deliver = Quantiles::of(&sending.deliver);
             }
+            Job::Returning(returning) => self.done.away = Quantiles::of(&returning.away),
             Job::AwaitRaw { .. } => {
                 self.done.bytes = self.raw_bytes;
                 self.raw_bytes = 0;
@@ -410,8 +453,10 @@ impl Clients {
                 state: RawState::Connecting,
             });
         }
-        while let Some(i) = self.again.iter().position(|&(due, _)| due <= now) {
-            let (_, at) = self.again.swap_remove(i);
+        while let Some(&Reverse((due, at))) = self.again.peek()
+            && due <= now
+        {
+            self.again.pop();
             self.connect(at)?;
         }
         Ok(())
@@ -420,6 +465,12 @@ impl Clients {
     /// Where this session connects.
     pub fn server(&self, at: usize) -> SocketAddr {
         self.servers[at % self.servers.len()]
+    }
+
+    /// What the session tells a balancer.
+    pub fn hint(&self, at: usize) -> Option<&str> {
+        let place = at.checked_rem(self.hints.len())?;
+        Some(&self.hints[place])
     }
 
     fn connect(&mut self, at: usize) -> anyhow::Result<()> {
@@ -435,11 +486,40 @@ impl Clients {
     }
 
     /// A session has all there is.
-    pub fn is_live(&mut self, _: usize) {
-        if let Job::Opening(opening) = &mut self.job {
-            opening.under_way = opening.under_way.saturating_sub(1);
-            opening.complete += 1;
+    pub fn is_live(&mut self, at: usize) {
+        let now = self.now();
+        let session = &mut self.sessions[at];
+        session.failures = 0;
+        let cut_off = std::mem::take(&mut session.cut_off);
+        match &mut self.job {
+            Job::Opening(opening) => {
+                opening.under_way = opening.under_way.saturating_sub(1);
+                opening.complete += 1;
+            }
+            Job::Returning(returning) if cut_off > 0 => {
+                returning.back += 1;
+                returning.away.saturating_record(now - cut_off);
+            }
+            _ => {}
         }
+    }
+
+    /// A session was cut off and comes back as the client's library does: after a while between nothing and
+    /// a second, twice that with each failure, at most 30 s.
+    pub fn come_back(&mut self, at: usize) {
+        let now = self.now();
+        let session = &mut self.sessions[at];
+        if session.cut_off == 0 {
+            session.cut_off = now;
+        }
+        let most = 1_000_000_000u64 << session.failures.min(5);
+        session.failures += 1;
+        self.chance = self
+            .chance
+            .wrapping_mul(0x5851_f42d_4c95_7f2d)
+            .wrapping_add(1);
+        let after = (self.chance >> 16) % most.min(30_000_000_000);
+        self.again.push(Reverse((now + after, at)));
     }
 
     fn raw_event(&mut self, at: usize) {

@@ -40,6 +40,9 @@ enum Role {
         /// Source addresses from 127.0.0.2 on.
         #[arg(long, default_value_t = 60)]
         addresses: u16,
+        /// What sessions tell a balancer in place of their users, in turn.
+        #[arg(long, value_delimiter = ',')]
+        hints: Vec<String>,
     },
     /// The raw probe of sockets: accepts, answers upgrades, writes to all.
     Raw,
@@ -63,7 +66,8 @@ pub fn run_load(args: LoadArgs) -> anyhow::Result<ExitCode> {
             server,
             key,
             addresses,
-        } => clients::run(server, &key, addresses)?,
+            hints,
+        } => clients::run(server, &key, addresses, hints)?,
         Role::Raw => raw::run()?,
         Role::Commit {
             file,

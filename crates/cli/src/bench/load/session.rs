@@ -1,5 +1,6 @@
 //! One session: its socket, where it stands, and what came of its bytes.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 
@@ -43,6 +44,10 @@ pub struct Session {
     pub sent_ns: u64,
     pub epoch: u32,
     pub token: String,
+    /// When it was cut off, if it isn't back; 0: it is.
+    pub cut_off: u64,
+    /// Attempts to come back that failed.
+    pub failures: u8,
 }
 
 impl Session {
@@ -62,6 +67,8 @@ impl Session {
             sent_ns: 0,
             epoch: 0,
             token: String::new(),
+            cut_off: 0,
+            failures: 0,
         }
     }
 
@@ -136,9 +143,11 @@ impl Clients {
                 return;
             }
             session.state = State::Upgrading;
+            let hint = self.hint(at);
+            let hint = hint.map_or(String::new(), |hint| format!("X-Tidings-User: {hint}\r\n"));
             let head = format!(
                 "GET /v1/ws HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n\
-                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidings.v1.proto\r\n\r\n",
+                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: tidings.v1.proto\r\n{hint}\r\n",
                 self.server(at)
             );
             self.write(at, head.as_bytes());
@@ -340,9 +349,15 @@ impl Clients {
                 opening.under_way = opening.under_way.saturating_sub(1);
                 opening.again.push(at);
             }
-            Job::Resuming { .. } => self
-                .again
-                .push((self.clock.elapsed().as_nanos() as u64 + 500_000_000, at)),
+            Job::Resuming { .. } => {
+                let due = self.clock.elapsed().as_nanos() as u64 + 500_000_000;
+                self.again.push(Reverse((due, at)));
+            }
+            Job::Returning(returning)
+                if (returning.first..returning.first + returning.count).contains(&at) =>
+            {
+                self.come_back(at);
+            }
             _ => {}
         }
     }
