@@ -221,8 +221,9 @@ impl GatewayCore {
         self.withhold(slot, &mut states, &mut later);
         for state in &states {
             let is_new = self.adopt(out, slot, state);
-            // A session that is live can't be given a conversation's past by pushes.
-            if is_new && !matches!(why, OpenFor::Session | OpenFor::Sync | OpenFor::Joined) {
+            // A session that is live can't be given a conversation's past by pushes: not when it has joined,
+            // either, if it was removed and invited anew before this answer.
+            if is_new {
                 self.resync(out, slot);
             }
         }
