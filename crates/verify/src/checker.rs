@@ -3,7 +3,8 @@
 use crate::history::{self, Record, Status};
 use crate::judge::{Ghost, judge, name_ghosts};
 use crate::report::{Findings, Kind, Report, hex};
-use crate::state::{Acked, Conversation, Event, Sent, StreamKey, View};
+use crate::state::{Acked, Conversation, Event, Sent, StreamKey, Told, View};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashSet};
 
 /// How to report.
@@ -118,6 +119,7 @@ impl Checker {
                         view.reset();
                     }
                 }
+                self.receipts_again(reset.device);
             }
             Record::Resumed(r) => self.view(r.conversation, r.device, r.user).resume(r.kept),
             Record::Final(end) => {
@@ -146,6 +148,12 @@ impl Checker {
         let mut ghosts: Vec<Ghost> = Vec::new();
         for (id, conversation) in &self.conversations {
             let findings = &mut self.findings;
+            let told = conversation.receipts.values().filter(|_| claims);
+            for told in told.filter(|told| told.now.delivered + told.now.read > 0) {
+                if let Some(before) = &told.before {
+                    went_back(before, &told.now, findings);
+                }
+            }
             judge(
                 *id,
                 conversation,
@@ -344,40 +352,53 @@ impl Checker {
 
     fn receipt(&mut self, receipt: &history::Receipt) {
         let id = receipt.conversation;
-        let conversation = self.conversation(id);
-        let known = conversation
-            .receipts
-            .entry((receipt.device, receipt.user))
-            .or_insert(*receipt);
-        let before = *known;
-        known.delivered = known.delivered.max(receipt.delivered);
-        known.read = known.read.max(receipt.read);
-        known.at = receipt.at;
-        if receipt.delivered < before.delivered || receipt.read < before.read {
-            let seqs = [
-                before.delivered,
-                receipt.delivered,
-                before.read,
-                receipt.read,
-            ];
-            self.findings.add(Kind::ReceiptRegress, id, &seqs, || {
-                let what = format!(
-                    "The receipt of user {} that device {} was told went back: delivered {} to \
-                     {}, read {} to {}.",
-                    hex(receipt.user),
-                    hex(receipt.device),
-                    before.delivered,
-                    receipt.delivered,
-                    before.read,
-                    receipt.read,
-                );
-                (
-                    vec![Record::Receipt(before), Record::Receipt(*receipt)],
-                    what,
-                )
-            });
+        let key = (receipt.device, receipt.user);
+        let receipts = &mut self.conversation(id).receipts;
+        let told = match receipts.entry(key) {
+            Entry::Vacant(entry) => {
+                entry.insert(Told {
+                    now: *receipt,
+                    before: None,
+                });
+                return;
+            }
+            Entry::Occupied(entry) => entry.into_mut(),
+        };
+        let known = told.now;
+        told.now.delivered = known.delivered.max(receipt.delivered);
+        told.now.read = known.read.max(receipt.read);
+        told.now.at = receipt.at;
+        went_back(&known, receipt, &mut self.findings);
+    }
+
+    /// A device begins anew: it may be told less at first, by a router that doesn't know all yet.
+    fn receipts_again(&mut self, device: u64) {
+        let conversations = self.conversations.values_mut();
+        let told = conversations.flat_map(|conversation| &mut conversation.receipts);
+        for (_, told) in told.filter(|(key, _)| key.0 == device) {
+            told.before = Some(told.highest());
+            (told.now.delivered, told.now.read) = (0, 0);
         }
     }
+}
+
+fn went_back(before: &history::Receipt, now: &history::Receipt, findings: &mut Findings) {
+    if now.delivered >= before.delivered && now.read >= before.read {
+        return;
+    }
+    let seqs = [before.delivered, now.delivered, before.read, now.read];
+    findings.add(Kind::ReceiptRegress, now.conversation, &seqs, || {
+        let what = format!(
+            "The receipt of user {} that device {} was told went back: delivered {} to {}, read {} to {}.",
+            hex(now.user),
+            hex(now.device),
+            before.delivered,
+            now.delivered,
+            before.read,
+            now.read,
+        );
+        (vec![Record::Receipt(*before), Record::Receipt(*now)], what)
+    });
 }
 
 fn stream_key(user: u64, sender: u64, grant: u64) -> StreamKey {

@@ -191,6 +191,27 @@ pub(crate) struct Message {
     pub ack: Option<Acked>,
 }
 
+/// What a device was told of another user's cursors.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Told {
+    /// The highest in this life of the device.
+    pub now: history::Receipt,
+    /// The highest in its lives before: a new one may begin with less, and must come there.
+    pub before: Option<history::Receipt>,
+}
+
+impl Told {
+    /// The highest in all lives.
+    pub fn highest(&self) -> history::Receipt {
+        let before = self.before.unwrap_or(self.now);
+        history::Receipt {
+            delivered: self.now.delivered.max(before.delivered),
+            read: self.now.read.max(before.read),
+            ..self.now
+        }
+    }
+}
+
 /// All that one outbox numbered under one grant.
 #[derive(Debug, Default)]
 pub(crate) struct Stream {
@@ -302,7 +323,7 @@ pub(crate) struct Conversation {
     /// The visible ranges of a user.
     pub members: HashMap<u64, Vec<(u64, u64)>>,
     /// By (observer, member).
-    pub receipts: HashMap<(u64, u64), history::Receipt>,
+    pub receipts: BTreeMap<(u64, u64), Told>,
     pub unread: Vec<history::Unread>,
     /// Claims of completeness whose time of asking is known.
     pub asked: Vec<history::Synced>,

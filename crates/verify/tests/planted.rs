@@ -701,6 +701,19 @@ fn receipts_never_go_back_nor_ahead() {
         ]),
     );
 
+    let reset = Record::from(history::DeviceReset {
+        at: 700,
+        device: ALICE_PHONE,
+    });
+    let again = [receipt(4, 3), reset, receipt(4, 2)];
+    expect(
+        "back in a new life of the device, for good",
+        &with(&again),
+        &back,
+    );
+    let meanwhile = [&again[..], &[receipt(4, 3)]].concat();
+    clean("less at first", &with(&meanwhile));
+
     let beyond = [Kind::ReceiptBeyond];
     expect("beyond the head", &with(&[cursor(5)]), &beyond);
     expect("read beyond the head", &with(&[receipt(4, 5)]), &beyond);

@@ -185,9 +185,8 @@ impl Case<'_> {
                 });
             }
         }
-        let mut receipts: Vec<_> = self.conversation.receipts.iter().collect();
-        receipts.sort_unstable_by_key(|(key, _)| **key);
-        for ((_, user), receipt) in receipts {
+        for ((_, user), told) in &self.conversation.receipts {
+            let receipt = told.highest();
             // Of a user whose devices aren't recorded only the head is known to bound it.
             let limit = reached.get(user).copied().unwrap_or(head);
             let highest = receipt.delivered.max(receipt.read);
@@ -200,7 +199,7 @@ impl Case<'_> {
                         receipt.delivered,
                         receipt.read
                     );
-                    (vec![(*receipt).into()], what)
+                    (vec![receipt.into()], what)
                 });
             }
         }
