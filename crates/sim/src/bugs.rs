@@ -38,7 +38,7 @@ pub enum Bug {
     ErrorIsDone,
     /// A store that gathers rows in memory says they are settled before they are flushed.
     SettledBeforeFlush,
-    /// Answers of a router that has lost its partition count.
+    /// A router that has lost its partition, and is cut off from the log, is asked how conversations stand.
     AnswersOfZombie,
     /// The directory's changes are carried into the log once, whether it took them or not.
     RelayedOnce,

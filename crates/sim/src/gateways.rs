@@ -350,16 +350,14 @@ impl World {
         });
     }
 
-    /// A router's message arrives. Its answers count only until another has taken over; peers have
-    /// to see to that. Else a zombie's old head would call a client complete that isn't, and so
-    /// would the owner's while it hasn't come to what a zombie has acknowledged. Events of a zombie
-    /// are true, and taken.
+    /// A router's message arrives. What it says by itself counts only until another has taken over; peers
+    /// have to see to that. Else a zombie's old head would call a client complete that isn't. What it
+    /// says by the log is true, and taken.
     pub fn gateway_heard(&mut self, router: usize, gateway: usize, message: ToGateway) {
         let partition = self.router_partitions[router];
         let owner = self.owners[partition as usize];
         let is_zombie = owner.is_some_and(|owner| owner != router);
-        let is_answer = matches!(message, ToGateway::Opened { .. } | ToGateway::Answer { .. });
-        if is_zombie && is_answer && !self.has(Bug::AnswersOfZombie) {
+        if is_zombie && !message.is_of_log() && !self.has(Bug::AnswersOfZombie) {
             return;
         }
         let life = self.gateways[gateway].life;

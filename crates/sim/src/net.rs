@@ -11,6 +11,7 @@ use tidings_core::ports::peers::{ToGateway, ToRouter};
 use tidings_gateway::logic::Slot;
 use tidings_protocol::{CloseCode, Format};
 
+use crate::Bug;
 use crate::world::{Event, GatewayInput, MS, SECOND, World};
 
 /// What a gateway writes to a socket.
@@ -279,9 +280,16 @@ impl World {
 
     /// From a gateway to the router that owns the partition, as far as is known.
     pub fn send_to_router(&mut self, gateway: usize, partition: Partition, message: ToRouter) {
-        let Some(router) = self.owners[partition.0 as usize] else {
+        let Some(mut router) = self.owners[partition.0 as usize] else {
             return;
         };
+        if self.has(Bug::AnswersOfZombie) {
+            let is_of_it = |&other: &usize| {
+                let node = self.routers[other].as_ref();
+                other != router && node.is_some() && self.router_partitions[other] == partition.0
+            };
+            router = (0..self.routers.len()).find(is_of_it).unwrap_or(router);
+        }
         let about: Vec<u64> = match &message {
             ToRouter::Open { conversations, .. }
             | ToRouter::Interest { conversations, .. }

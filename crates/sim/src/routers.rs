@@ -228,6 +228,10 @@ impl World {
             return;
         };
         node.is_reading = false;
+        let is_owner = self.owners[node.partition as usize] == Some(router);
+        if bug == Some(Bug::AnswersOfZombie) && !is_owner {
+            return;
+        }
         let log = &mut self.logs[node.partition as usize];
         let from = match bug {
             // What others have settled meanwhile isn't read.

@@ -106,7 +106,8 @@ impl Plan {
             router.waiting_max = 8;
         }
         router.commit_every = random.pick(&[0, 20 * MS, 1_000 * MS]).unwrap_or(0);
-        router.cursor_check_for = random.pick(&[500 * MS, 60_000 * MS]).unwrap_or(0);
+        // Longer than a router lives that doesn't know of its successor, and its last write takes.
+        router.cursor_check_for = random.pick(&[12 * SECOND, 60 * SECOND]).unwrap_or(0);
         let store_gathers = random.permille(400);
         Plan {
             gateways: random.between(1, 3) as usize,
