@@ -67,6 +67,9 @@ enum Command {
     /// What `cluster/cost` starts
     #[command(hide = true)]
     BenchCluster(tidings_cli::bench::ClusterArgs),
+    /// What `cluster/overload` starts
+    #[command(hide = true)]
+    BenchOverload(tidings_cli::bench::OverloadArgs),
     /// What `cluster/storm` starts
     #[command(hide = true)]
     BenchStorm(tidings_cli::bench::StormArgs),
@@ -182,6 +185,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Bench(args) => return tidings_cli::bench::run(args),
         Command::BenchLoad(args) => return tidings_cli::bench::run_load(args),
         Command::BenchCluster(args) => return tidings_cli::bench::run_cluster(args),
+        Command::BenchOverload(args) => return tidings_cli::bench::run_overload(args),
         Command::BenchStorm(args) => return tidings_cli::bench::run_storm(args),
         Command::Verify(args) => return tidings_cli::verify::run(args),
         Command::Compact(settings) => {

@@ -220,6 +220,11 @@ impl Figures {
             self.sum(|g| &g.stale) as i64,
         )?;
         page.counter(
+            "chat_sign_ins_sent_away",
+            "Connections told to come back later, as more wanted to sign in than could.",
+            self.sum(|g| &g.sent_away),
+        )?;
+        page.counter(
             "chat_sessions_lagging",
             "Times a session read too slowly and was sent to catch up.",
             self.sum(|g| &g.lagging),
@@ -447,10 +452,12 @@ impl Figures {
     fn storage(&self, page: &mut Page<'_>) -> std::fmt::Result {
         let router = self.0.routers.counters();
         self.0.engines.write(page)?;
-        page.gauge(
+        let backlogs = self.0.routers.backlogs().into_iter();
+        page.gauges(
             "chat_backlog_records",
-            "Records committed and not yet stored.",
-            self.0.routers.backlog_records() as i64,
+            "Records committed and not yet stored, of the partitions routed here.",
+            "partition",
+            backlogs.map(|(partition, records)| (partition.0.to_string(), records as i64)),
         )?;
         page.counter(
             "chat_store_retries",

@@ -44,13 +44,18 @@ impl Routers {
         sum
     }
 
-    /// Records committed and not yet stored, of the partitions here.
-    pub fn backlog_records(&self) -> u64 {
+    /// Records committed and not yet stored, of each partition here.
+    pub fn backlogs(&self) -> Vec<(Partition, u64)> {
         let gauges = lock(&self.gauges);
-        let backlogs = gauges
-            .values()
-            .map(|g| g.backlog_records.load(Ordering::Relaxed));
-        backlogs.sum()
+        let backlogs = gauges.iter();
+        backlogs
+            .map(|(&partition, g)| (partition, g.backlog_records.load(Ordering::Relaxed)))
+            .collect()
+    }
+
+    /// The same of all together.
+    pub fn backlog_records(&self) -> u64 {
+        self.backlogs().iter().map(|(_, records)| records).sum()
     }
 
     /// The partitions routed here.

@@ -24,12 +24,12 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
         first: 0,
         count: 1,
         conversation,
-        rate: 0.0,
         burst: BURST,
         in_flight: 2_000,
         bursts,
         seconds,
         body,
+        ..SendPlan::default()
     }))?;
     anyhow::ensure!(
         filled.acked == filled.sent,

@@ -264,13 +264,11 @@ fn server_round(
             rate => Order::Send(SendPlan {
                 first: 0,
                 count: args.conversations * 2,
-                conversation: 0,
                 rate: rate as f64,
                 burst: 1,
-                in_flight: 0,
-                bursts: 0,
                 seconds,
                 body: args.body,
+                ..SendPlan::default()
             }),
         })?;
         if done.late {

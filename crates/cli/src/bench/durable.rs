@@ -34,13 +34,12 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
         Order::Send(SendPlan {
             first: 0,
             count: senders,
-            conversation: 0,
             rate,
             burst: 1,
             in_flight: IN_FLIGHT,
-            bursts: 0,
             seconds,
             body: run.args.body,
+            ..SendPlan::default()
         })
     };
     stage.run(sends(CPU_RATE, 1.0))?;

@@ -90,10 +90,10 @@ impl FanOut<'_, '_> {
             conversation: self.conversation,
             rate: 1e6 / pace_us as f64,
             burst,
-            in_flight: 0,
             bursts,
             seconds: bursts as f64 * pace_us as f64 / 1e6 + 20.0,
             body,
+            ..SendPlan::default()
         })
     }
 
@@ -158,12 +158,12 @@ impl FanOut<'_, '_> {
                 first: 0,
                 count: 1,
                 conversation: self.conversation,
-                rate: 0.0,
                 burst: BURST,
                 in_flight: IN_FLIGHT,
                 bursts,
                 seconds: 60.0,
                 body: self.run.args.body,
+                ..SendPlan::default()
             });
             let (cost, done) = self.stage.cost(order, |done| done.delivered)?;
             rounds.add(cost, bare);

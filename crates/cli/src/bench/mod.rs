@@ -14,6 +14,7 @@ mod fan_out;
 mod http;
 mod load;
 mod order;
+mod overload;
 mod population;
 mod process;
 mod report;
@@ -28,6 +29,7 @@ use anyhow::Context;
 
 pub use cluster::{ClusterArgs, run_cluster};
 pub use load::{LoadArgs, run_load};
+pub use overload::{OverloadArgs, run_overload};
 pub use storm::{StormArgs, run_storm};
 
 use children::{Clients, Raw, Server};

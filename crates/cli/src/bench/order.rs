@@ -52,12 +52,15 @@ pub enum Order {
 }
 
 /// Who sends what, when.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SendPlan {
     /// Users `first..first + count` take turns.
     pub first: usize,
     /// How many.
     pub count: usize,
+    /// In an open loop these take turns instead, if any are named.
+    #[serde(default)]
+    pub among: Vec<usize>,
     /// The conversation; 0: each sender's smallest one.
     pub conversation: u64,
     /// Bursts a second, at their intended times; 0: closed loop.
@@ -72,6 +75,9 @@ pub struct SendPlan {
     pub seconds: f64,
     /// Bytes of a body, at least 16.
     pub body: usize,
+    /// Who is refused gives the message up and waits as told, and the order ends with the last send.
+    #[serde(default)]
+    pub gives_up: bool,
 }
 
 /// What came of an order. Fields that say nothing about it are zero.
@@ -85,6 +91,11 @@ pub struct Done {
     /// Messages sent, acknowledged and received.
     pub sent: u64,
     pub acked: u64,
+    /// Given up when they were refused, and not sent as the server wanted none.
+    pub refused: u64,
+    pub withheld: u64,
+    /// Acknowledged in each second.
+    pub by_second: Vec<u64>,
     pub delivered: u64,
     /// Events that came in pages.
     pub paged: u64,

@@ -171,13 +171,12 @@ impl Population {
         Order::Send(SendPlan {
             first,
             count,
-            conversation: 0,
             rate,
             burst: 1,
-            in_flight: 0,
             bursts,
             seconds,
             body,
+            ..SendPlan::default()
         })
     }
 

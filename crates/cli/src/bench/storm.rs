@@ -43,6 +43,9 @@ pub struct StormArgs {
     /// Where the first balancer shows its statistics; its servers are called chat1, chat2, ...
     #[arg(long)]
     statistics: SocketAddr,
+    /// The first server's administration
+    #[arg(long)]
+    admin: SocketAddr,
     /// The servers' process ids, in that order
     #[arg(long, value_delimiter = ',', required = true)]
     pid: Vec<u32>,
@@ -71,7 +74,7 @@ pub fn run_storm(args: StormArgs) -> anyhow::Result<ExitCode> {
     let (victims, others) = hints(&args)?;
     let (sessions, pairs) = (args.sessions, args.others);
     let writers = sessions.div_ceil(GROUP);
-    found(&args, key.trim(), writers)?;
+    let conversations = found(&args, key.trim(), writers)?;
 
     let clients = |hints: &[String]| Clients::through(&args.balancer, &args.token_key, hints);
     let (mut away, mut pairing, mut writing) =
@@ -80,7 +83,21 @@ pub fn run_storm(args: StormArgs) -> anyhow::Result<ExitCode> {
     open(&mut pairing, sessions, pairs)?;
     open(&mut writing, sessions + pairs, writers)?;
     eprintln!("{sessions} + {pairs} + {writers} sessions are open");
-    let talk = |seconds: f64| sends(sessions, pairs, args.rate, 0, seconds);
+    // Conversations that the killed server routes wait for their next router, however many come back.
+    let moved = partitions(args.admin)?;
+    let stays = |&pair: &usize| !moved.contains(&partition_of(conversations[pair]));
+    let staying = (0..pairs / 2).filter(stays);
+    let talking: Vec<usize> = staying.map(|pair| sessions + 2 * pair).collect();
+    ensure!(
+        !talking.is_empty(),
+        "all pairs are routed by the first server"
+    );
+    let talk = |seconds: f64| {
+        Order::Send(SendPlan {
+            among: talking.clone(),
+            ..sends(sessions, pairs, args.rate, 0, seconds)
+        })
+    };
     let before = pairing.run(talk(BEFORE_S))?;
 
     let survivors = &args.pid[1..];
@@ -121,13 +138,13 @@ pub fn run_storm(args: StormArgs) -> anyhow::Result<ExitCode> {
     })?;
 
     // Everybody hears from everybody once more: what was missed would be a hole.
-    writing.run(sends(
+    writing.run(Order::Send(sends(
         sessions + pairs,
         writers,
         GROUP_RATE,
         writers as u64,
         60.0,
-    ))?;
+    )))?;
     pairing.run(talk(5.0))?;
     away.run(Order::Rest { seconds: 2.0 })?;
     let (mut lost, mut doubled, mut reordered) = (0, 0, 0);
@@ -164,7 +181,7 @@ pub fn run_storm(args: StormArgs) -> anyhow::Result<ExitCode> {
         GOALS.1
     );
     println!(
-        "| their pairs, send to delivery: p50, p99 before and meanwhile | {:.0}, {:.0}; {:.0}, {:.0} ms; p99 {p99:.1} times | {} |",
+        "| pairs of the others, routed by them, send to delivery: p50, p99 before and meanwhile | {:.0}, {:.0}; {:.0}, {:.0} ms; p99 {p99:.1} times | {} |",
         before.deliver.p50 / 1e3,
         before.deliver.p99 / 1e3,
         meanwhile.deliver.p50 / 1e3,
@@ -207,18 +224,17 @@ fn open(clients: &mut Clients, first: usize, count: usize) -> anyhow::Result<()>
     Ok(())
 }
 
-fn sends(first: usize, count: usize, rate: f64, bursts: u64, seconds: f64) -> Order {
-    Order::Send(SendPlan {
+fn sends(first: usize, count: usize, rate: f64, bursts: u64, seconds: f64) -> SendPlan {
+    SendPlan {
         first,
         count,
-        conversation: 0,
         rate,
         burst: 1,
-        in_flight: 0,
         bursts,
         seconds,
         body: 64,
-    })
+        ..SendPlan::default()
+    }
 }
 
 /// The kill, and all that follows until it is quiet again.
@@ -234,13 +250,13 @@ fn storm(
         bail!("can't kill process {}", args.pid[0]);
     }
     let writers = args.sessions.div_ceil(GROUP);
-    writing.run(sends(
+    writing.run(Order::Send(sends(
         first_writer,
         writers,
         GROUP_RATE,
         writers as u64,
         60.0,
-    ))?;
+    )))?;
     let back = away.hear("return")?;
     let meanwhile = pairing.hear("send")?;
     std::thread::sleep(Duration::from_secs_f64(REST_S));
@@ -248,7 +264,7 @@ fn storm(
 }
 
 /// Users, pairs of the others, and groups of those who will be cut off with a writer each.
-fn found(args: &StormArgs, key: &str, writers: usize) -> anyhow::Result<()> {
+fn found(args: &StormArgs, key: &str, writers: usize) -> anyhow::Result<Vec<u64>> {
     let address = args.balancer[0];
     let mut api = Api::connect(address, key)?;
     let (sessions, users) = (args.sessions, args.sessions + args.others + writers);
@@ -265,8 +281,26 @@ fn found(args: &StormArgs, key: &str, writers: usize) -> anyhow::Result<()> {
         members.insert(0, ids[sessions + args.others + at].clone());
         wanted.push(("group", members));
     }
-    conversations(address, key, &wanted)?;
-    Ok(())
+    conversations(address, key, &wanted)
+}
+
+/// The partition of a conversation: xxh3-64 of its eight bytes gives one of 4,096 slots, and those go round.
+fn partition_of(conversation: u64) -> u64 {
+    const SLOTS: u64 = 4096;
+    const PARTITIONS: u64 = 12;
+    twox_hash::XxHash3_64::oneshot(&conversation.to_le_bytes()) % SLOTS % PARTITIONS
+}
+
+/// The partitions that a server routes, by its metrics.
+fn partitions(admin: SocketAddr) -> anyhow::Result<Vec<u64>> {
+    let head = "GET /metrics HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n";
+    let page = ask(admin, head)?;
+    let lines = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("chat_backlog_records{partition=\""));
+    Ok(lines
+        .filter_map(|line| line.split('"').next()?.parse().ok())
+        .collect())
 }
 
 /// Hints that lead to the first server, and such that lead to others.

@@ -78,7 +78,10 @@ impl GatewayCore {
         session.set(AUTHENTICATING, true);
         session.rare().auth_ref = r#ref;
         let id = session.id;
-        out.authenticate(id, auth.token, auth.device);
+        match first {
+            true => self.sign_in(out, slot, auth.token, auth.device),
+            false => out.authenticate(id, auth.token, auth.device),
+        }
     }
 
     /// A ticket came with the upgrade: it stands for the first `auth`.
@@ -131,6 +134,7 @@ impl GatewayCore {
             (Err(failure), true) => self.refuse(out, slot, failure_refusal(failure, r#ref)),
             (Err(failure), false) => {
                 self.refuse(out, slot, failure_refusal(failure, r#ref));
+                self.signed_in(out, slot);
                 self.close(
                     out,
                     slot,

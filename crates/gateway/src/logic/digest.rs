@@ -116,8 +116,8 @@ impl GatewayCore {
             at,
         };
         // What the one before told last of members' changes may be lost; heads the new one looks up.
-        out.members_changed(&mut std::iter::empty());
         self.tracking.compare_all();
+        self.open_again(out, partition);
         // It may be the router before it that answers what is being opened.
         let mut wanted: Vec<ConversationId> = self
             .index

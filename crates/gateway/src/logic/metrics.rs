@@ -73,6 +73,8 @@ pub struct GatewayMetrics {
     pub resent: AtomicU64,
     /// Sessions given up because they confirmed nothing.
     pub dead: AtomicU64,
+    /// Sessions told to come back later, as too many wanted to sign in.
+    pub sent_away: AtomicU64,
     /// Queues dropped because a client read too slowly.
     pub lagging: AtomicU64,
     /// Holes in the events that came from the router.

@@ -27,6 +27,7 @@ use tidings_core::rows::CursorRow;
 use tidings_protocol::wire::{self, update};
 use tidings_protocol::{CloseCode, ErrorCode, Format};
 
+mod admission;
 mod auth;
 mod blocks;
 mod commands;
@@ -76,6 +77,7 @@ pub struct GatewayCore {
     index: Index,
     rates: Rates,
     sending: Sending,
+    admission: admission::Admission,
     /// What was asked of routers and the host and isn't answered.
     requests: HashMap<u64, Request>,
     next_request: u64,
@@ -144,6 +146,7 @@ impl GatewayCore {
             now: 0,
             rates: Rates::default(),
             sending: Sending::default(),
+            admission: admission::Admission::default(),
             requests: HashMap::new(),
             reading: HashMap::new(),
             loads: HashMap::new(),
@@ -203,6 +206,7 @@ impl GatewayCore {
         let failed = session.is(CLOSING) || session.is(AUTHENTICATING);
         let joined: Vec<u32> = session.joined.iter().map(|j| j.conversation).collect();
         shift(&self.metrics.connections, -1);
+        self.signed_in(out, slot);
         if ready {
             shift(&self.metrics.sessions, -1);
             out.remove_session(user, id, self.now);

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use tidings_core::ids::{ConversationId, Micros, SessionId, UserId};
+use tidings_core::ids::{ConversationId, Micros, Partition, SessionId, UserId};
 use tidings_core::ports::peers::{OPEN_MAX, Opened, ToRouter};
 use tidings_core::record::Role;
 use tidings_protocol::Format;
@@ -74,6 +74,7 @@ impl GatewayCore {
         };
         session.set(COMPARE, true);
         let (id, user) = (session.id, session.user);
+        out.members_changed(&mut std::iter::once(user));
         self.load(out, user, id);
     }
 
@@ -166,6 +167,7 @@ impl GatewayCore {
         opening.outstanding += requests_of(&self.settings, &list);
         self.ask_open(out, slot, list, || OpenFor::Session);
         self.check_opening(out, slot);
+        self.signed_in(out, slot);
     }
 
     /// Asks routers how conversations stand for a session's user, a request for each thousand of a
@@ -393,6 +395,61 @@ impl GatewayCore {
         self.start_sync(out, slot);
     }
 
+    /// A partition has a router again: what it was asked meanwhile nobody may have heard.
+    pub(super) fn open_again<O: Outbound>(&mut self, out: &mut O, partition: Partition) {
+        let until = self.now + self.settings.answer_within;
+        let mut lost = Vec::new();
+        for (&request, asked) in &mut self.requests {
+            let Request::Open {
+                session,
+                conversations,
+                until: deadline,
+                ..
+            } = asked
+            else {
+                continue;
+            };
+            let first = conversations.first().copied();
+            if first.is_some_and(|first| self.settings.partition_of(first) == partition) {
+                *deadline = until;
+                lost.push((request, *session, conversations.clone()));
+            }
+        }
+        lost.sort_unstable_by_key(|(request, ..)| *request);
+        for (request, session, conversations) in lost {
+            let Some(user) = self
+                .sessions
+                .slot_of(session)
+                .and_then(|s| self.sessions.get(s))
+            else {
+                continue;
+            };
+            let user = user.user;
+            let open = ToRouter::Open {
+                request,
+                user,
+                conversations,
+            };
+            out.to_router(partition, open);
+        }
+        // And what was given up for now is asked with the next tick.
+        let waiting: Vec<Slot> = self.sessions.iter().map(|(slot, _)| slot).collect();
+        for slot in waiting {
+            let (now, settings) = (self.now, &self.settings);
+            let Some(session) = self.sessions.get_mut(slot) else {
+                continue;
+            };
+            let Some(opening) = session.rare.as_mut().and_then(|rare| rare.opening.as_mut()) else {
+                continue;
+            };
+            let is_of_it = |&c: &ConversationId| settings.partition_of(c) == partition;
+            if opening.retry_at > now && opening.later.iter().any(is_of_it) {
+                opening.retry_at = now;
+                session.due = 0;
+            }
+        }
+    }
+
     /// What a tick has to do for an opening under way.
     pub(super) fn tick_opening<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
         /// How long the states are kept for the first sync.
@@ -440,7 +497,7 @@ impl GatewayCore {
     }
 }
 
-type Chunk = (tidings_core::ids::Partition, Vec<ConversationId>);
+type Chunk = (Partition, Vec<ConversationId>);
 
 /// Conversations grouped by partition, at most [`OPEN_MAX`] together.
 fn chunks(settings: &super::Settings, conversations: &[ConversationId]) -> Vec<Chunk> {

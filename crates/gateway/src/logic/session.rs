@@ -36,6 +36,8 @@ pub(super) const AUTHENTICATING: u16 = 1 << 5;
 pub(super) const OPENED: u16 = 1 << 6;
 /// Its conversations are to be opened again, as something may have been missed.
 pub(super) const REFRESH: u16 = 1 << 7;
+/// It is one of those that sign in at once.
+pub(super) const ADMITTING: u16 = 1 << 10;
 /// Its list is loaded to see what it differs in from where the session is a member.
 pub(super) const COMPARE: u16 = 1 << 9;
 /// It is known whom its user has blocked.

@@ -32,6 +32,8 @@ pub struct Settings {
     pub asks_per_second: u32,
     /// Users watched by one session.
     pub watch_max: usize,
+    /// Sessions that sign in at once; the others wait for their turn.
+    pub sign_ins_at_once: usize,
     /// From opening to `auth`.
     pub auth_within: Micros,
     /// Between heartbeats; each session's is up to a fifth longer, by its id.
@@ -70,6 +72,7 @@ impl Settings {
             send_bytes_per_minute: 5_000_000,
             asks_per_second: 20,
             watch_max: limits::WATCH_MAX,
+            sign_ins_at_once: 64,
             auth_within: ms(limits::AUTH_WITHIN_MS),
             heartbeat: ms(limits::HEARTBEAT_MS),
             stale_after: ms(limits::STALE_AFTER_MS),

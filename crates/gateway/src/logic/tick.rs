@@ -15,7 +15,9 @@ use super::frames::Pack;
 use super::index::GATED;
 use super::metrics::add;
 use super::outbound::{Outbound, Slot};
-use super::session::{CLOSING, LAGGING, READY, REAUTH_TOLD, SYNCED, Session, hash, seconds};
+use super::session::{
+    AUTHENTICATING, CLOSING, LAGGING, READY, REAUTH_TOLD, SYNCED, Session, hash, seconds,
+};
 use super::settings::SECOND;
 use crate::ws::{Opcode, server_frame};
 
@@ -28,6 +30,9 @@ const DRAIN_ANSWERS: Micros = 5 * SECOND;
 /// Heads told in one heartbeat; what is beyond is told by the next.
 const HEADS_MAX: usize = 1_000;
 
+/// From the time that there is for `auth`: how long its answer may take, the wait for a turn included.
+const SIGN_IN_MAX: Micros = 10 * SECOND;
+
 impl GatewayCore {
     /// A second, or about one, has passed.
     pub fn tick<O: Outbound>(&mut self, out: &mut O) {
@@ -35,6 +40,7 @@ impl GatewayCore {
         self.rates.tick(self.now);
         self.tick_requests(out);
         self.tick_loads(out);
+        self.tick_admission();
         self.tick_gaps(out);
         self.tick_sessions(out);
         self.tick_tracking(out);
@@ -103,8 +109,13 @@ impl GatewayCore {
         };
         if !session.is(READY) {
             let until = Micros::from(session.opened_at) * SECOND + self.settings.auth_within;
+            // Whoever said `auth` in time waits for us.
+            let (until, code) = match session.is(AUTHENTICATING) {
+                true => (until + SIGN_IN_MAX, CloseCode::TryLater),
+                false => (until, CloseCode::Policy),
+            };
             if until <= now {
-                return self.close(out, slot, CloseCode::Policy);
+                return self.close(out, slot, code);
             }
             return self.due(slot, until);
         }

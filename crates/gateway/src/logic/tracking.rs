@@ -33,6 +33,10 @@ const RESEND_BYTES: usize = 32 << 10;
 /// Sessions whose conversations are opened again in one tick.
 const REFRESH_PER_TICK: usize = 1_000;
 
+/// And of those compared, for which a query of the directory each is needed: when a server is gone others
+/// need it more.
+const COMPARE_PER_TICK: usize = 50;
+
 /// Where the looking around is.
 #[derive(Default)]
 pub(super) struct Scan {
@@ -233,13 +237,13 @@ impl GatewayCore {
             }
         }
         let refresh = self.tracking.refresh.take();
-        let (slots, next) = self.batch(refresh);
+        let (slots, next) = self.batch(refresh, REFRESH_PER_TICK);
         self.tracking.refresh = next;
         for slot in slots {
             self.refresh(out, slot);
         }
         let compare = self.tracking.compare.take();
-        let (slots, next) = self.batch(compare);
+        let (slots, next) = self.batch(compare, COMPARE_PER_TICK);
         self.tracking.compare = next;
         for slot in slots {
             self.compare(out, slot);
@@ -248,7 +252,7 @@ impl GatewayCore {
 
     /// The next sessions from a slot on, and where it goes on after them. Those that are just being
     /// opened too: it may be a router that is gone that answers them.
-    fn batch(&self, first: Option<Slot>) -> (Vec<Slot>, Option<Slot>) {
+    fn batch(&self, first: Option<Slot>, most: usize) -> (Vec<Slot>, Option<Slot>) {
         let Some(first) = first else {
             return (Vec::new(), None);
         };
@@ -256,9 +260,9 @@ impl GatewayCore {
         let slots: Vec<Slot> = sessions
             .filter(|(slot, s)| *slot >= first && s.is(READY))
             .map(|(slot, _)| slot)
-            .take(REFRESH_PER_TICK)
+            .take(most)
             .collect();
-        let next = slots.last().filter(|_| slots.len() == REFRESH_PER_TICK);
+        let next = slots.last().filter(|_| slots.len() == most);
         let next = next.map(|last| last + 1);
         (slots, next)
     }

@@ -369,8 +369,8 @@ impl Clients {
                 (*next == 0 && *ready == self.raw.len(), *deadline)
             }
             Job::Sending(sending) => {
-                let complete =
-                    self.done.acked >= self.done.sent && self.done.delivered >= self.done.due;
+                let complete = sending.plan.gives_up
+                    || self.done.acked >= self.done.sent && self.done.delivered >= self.done.due;
                 (sending.is_over(now) && complete, sending.deadline)
             }
             Job::Resuming { deadline } => {
@@ -399,6 +399,7 @@ impl Clients {
                 self.done.seconds = (sending.last - sending.started) as f64 / 1e9;
                 self.done.ack = Quantiles::of(&sending.ack);
                 self.done.deliver = Quantiles::of(&sending.deliver);
+                self.done.by_second = sending.by_second;
             }
             Job::Returning(returning) => self.done.away = Quantiles::of(&returning.away),
             Job::AwaitRaw { .. } => {

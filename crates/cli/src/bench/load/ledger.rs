@@ -20,6 +20,9 @@ pub struct Membership {
     pub acked: u64,
     /// Own messages whose seq no ack named, since one ack covered several.
     pub unnamed: u64,
+    /// The seq of the last own message an ack named. A server that reads what it missed may push that
+    /// once more: the ack stood for it, the event is the same.
+    pub own: u64,
     /// Older events being fetched: after this one, up to that one.
     pub fetch: Option<(u64, u64)>,
 }
@@ -36,6 +39,7 @@ impl Membership {
             id: 0,
             acked: 0,
             unnamed: 0,
+            own: 0,
             fetch: None,
         }
     }
@@ -68,6 +72,9 @@ pub struct Ledger {
 impl Ledger {
     /// Takes note of an event; whether it is new to the session.
     pub fn take(&mut self, session: u32, m: &mut Membership, seq: u64, way: Way) -> bool {
+        if way == Way::Own {
+            m.own = seq;
+        }
         let is_late = way == Way::Pushed && seq < m.pushed;
         if matches!(way, Way::Pushed | Way::PushedEarly) {
             m.pushed = seq.max(m.pushed);
@@ -82,7 +89,7 @@ impl Ledger {
             self.reordered += u64::from(is_late);
             return true;
         } else {
-            self.duplicated += u64::from(way == Way::Pushed);
+            self.duplicated += u64::from(way == Way::Pushed && seq != m.own);
             return false;
         }
         let head = self.heads.entry(m.conversation).or_default();

@@ -140,6 +140,9 @@ impl Clients {
 
     /// An error: asks that came too fast are repeated, all else is a problem.
     pub(super) fn refused(&mut self, at: usize, error: &Error) {
+        if error.counter != 0 && self.refused_send(at, error) {
+            return;
+        }
         self.problem(format!("{}: {}", error.code, error.message));
         if error.counter != 0 {
             return;

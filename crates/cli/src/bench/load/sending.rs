@@ -5,11 +5,11 @@ use std::collections::HashMap;
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use tidings_protocol::wire::command::Command;
-use tidings_protocol::wire::{Ack, Kind, Send, Status};
+use tidings_protocol::wire::{self, Ack, Kind, Send, Status};
 
 use super::clients::{Clients, Job};
 use super::ledger::Way;
-use super::session::State;
+use super::session::{Pending, State};
 use crate::bench::order::SendPlan;
 
 /// How long after the last send everything may take to arrive.
@@ -33,6 +33,8 @@ pub struct Sending {
     pub ack: Histogram<u64>,
     pub deliver: Histogram<u64>,
     pub last: u64,
+    /// Acknowledged in each second.
+    pub by_second: Vec<u64>,
 }
 
 impl Sending {
@@ -48,6 +50,15 @@ impl Sending {
     pub fn due(&self, now: u64) -> Option<u64> {
         (self.plan.rate > 0.0 && self.more(now))
             .then(|| self.started + (self.begun as f64 / self.plan.rate * 1e9) as u64)
+    }
+
+    /// The count of the second in which this is.
+    fn second(&mut self, now: u64) -> &mut u64 {
+        let at = (now.saturating_sub(self.started) / 1_000_000_000) as usize;
+        if self.by_second.len() <= at {
+            self.by_second.resize(at + 1, 0);
+        }
+        &mut self.by_second[at]
     }
 
     /// Whether everything was sent and no more is to come.
@@ -70,10 +81,10 @@ impl Clients {
             }
         }
         let ends = now + (plan.seconds * 1e9) as u64;
-        let deadline = if plan.bursts > 0 {
-            ends
-        } else {
-            ends + TAIL_NS
+        let deadline = match plan.bursts {
+            0 if plan.gives_up => ends,
+            0 => ends + TAIL_NS,
+            _ => ends,
         };
         let (first, count, closed) = (plan.first, plan.count, plan.rate == 0.0);
         self.job = Job::Sending(Box::new(Sending {
@@ -86,6 +97,7 @@ impl Clients {
             ack: histogram(),
             deliver: histogram(),
             last: now,
+            by_second: Vec::new(),
         }));
         if closed {
             for at in first..first + count {
@@ -104,7 +116,11 @@ impl Clients {
             let Some(due) = sending.due(now).filter(|&due| due <= now) else {
                 return;
             };
-            let at = sending.plan.first + (sending.begun % sending.plan.count as u64) as usize;
+            let plan = &sending.plan;
+            let at = match plan.among.len() as u64 {
+                0 => plan.first + (sending.begun % plan.count as u64) as usize,
+                len => plan.among[(sending.begun % len) as usize],
+            };
             self.burst(at, due);
         }
     }
@@ -130,6 +146,10 @@ impl Clients {
         let plan = &sending.plan;
         sending.begun += 1;
         let session = &mut self.sessions[at];
+        if plan.gives_up && (session.state != State::Live || session.paused_until > intended) {
+            self.done.withheld += u64::from(plan.burst);
+            return false;
+        }
         let readers = |conversation: u64| sending.readers.get(&conversation).copied().unwrap_or(1);
         let m = session.memberships.iter_mut().filter(|m| m.grant != 0);
         let Some(m) = (match plan.conversation {
@@ -157,9 +177,12 @@ impl Clients {
                     .skip(from)
                     .take(plan.body.saturating_sub(body.len())),
             );
-            session
-                .pending
-                .push_back((m.conversation, m.counter, intended));
+            session.pending.push_back(Pending {
+                conversation: m.conversation,
+                counter: m.counter,
+                previous,
+                intended,
+            });
             commands.push(Command::Send(Send {
                 conversation: m.conversation,
                 sender: self.nonce.wrapping_add(at as u64) | 1 << 63,
@@ -178,7 +201,38 @@ impl Clients {
         true
     }
 
+    fn gives_up(&self) -> bool {
+        matches!(&self.job, Job::Sending(sending) if sending.plan.gives_up)
+    }
+
+    /// A send was refused, and with it all behind it. Its author gives it up and waits as told; what comes
+    /// next has its number.
+    pub(super) fn refused_send(&mut self, at: usize, error: &wire::Error) -> bool {
+        if !self.gives_up() || error.retry_after_ms == 0 {
+            return false;
+        }
+        let now = self.now();
+        let session = &mut self.sessions[at];
+        session.paused_until = now + u64::from(error.retry_after_ms) * 1_000_000;
+        let Some(place) = session.find(error.conversation) else {
+            return true;
+        };
+        let is_behind =
+            |p: &Pending| p.conversation == error.conversation && p.counter >= error.counter;
+        if let Some(first) = session.pending.iter().find(|p| is_behind(p)).copied() {
+            let before = session.pending.len();
+            session.pending.retain(|p| !is_behind(p));
+            self.done.refused += (before - session.pending.len()) as u64;
+            let m = &mut session.memberships[place];
+            (m.counter, m.id) = (first.counter - 1, first.previous);
+        }
+        true
+    }
+
     pub(super) fn acked(&mut self, at: usize, ack: &Ack, now: u64) {
+        if ack.status() == Status::Gap && self.gives_up() {
+            return; // What was sent behind a refused one.
+        }
         let session = &mut self.sessions[at];
         let Some(place) = session.find(ack.conversation) else {
             return;
@@ -197,13 +251,15 @@ impl Clients {
         while session
             .pending
             .front()
-            .is_some_and(|&(c, n, _)| c == ack.conversation && n <= ack.counter)
+            .is_some_and(|p| p.conversation == ack.conversation && p.counter <= ack.counter)
         {
-            intended.extend(session.pending.pop_front().map(|(.., t)| t));
+            intended.extend(session.pending.pop_front().map(|p| p.intended));
         }
         self.done.acked += intended.len() as u64;
         if let Job::Sending(sending) = &mut self.job {
             sending.last = now;
+            let second = sending.second(now);
+            *second += intended.len() as u64;
             for time in intended {
                 sending.ack.saturating_record(now.saturating_sub(time));
             }

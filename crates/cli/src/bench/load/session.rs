@@ -24,6 +24,17 @@ pub enum State {
     Live,
 }
 
+/// A send without an answer.
+#[derive(Clone, Copy)]
+pub struct Pending {
+    pub conversation: u64,
+    pub counter: u64,
+    /// The id of the message numbered before it.
+    pub previous: u64,
+    /// When it was to be sent.
+    pub intended: u64,
+}
+
 /// A user's one device.
 pub struct Session {
     pub stream: Option<TcpStream>,
@@ -32,8 +43,10 @@ pub struct Session {
     partial: Vec<u8>,
     out: Vec<u8>,
     pub memberships: Vec<Membership>,
-    /// Sends without an ack: conversation, counter, intended time.
-    pub pending: VecDeque<(u64, u64, u64)>,
+    /// Sends without an answer, in order.
+    pub pending: VecDeque<Pending>,
+    /// Until when the server wants no more sends.
+    pub paused_until: u64,
     pub stalled: bool,
     /// The first sync hasn't ended; conversations met in it begin at their newest event, unless `whole`.
     pub fresh: bool,
@@ -59,6 +72,7 @@ impl Session {
             out: Vec::new(),
             memberships: Vec::new(),
             pending: VecDeque::new(),
+            paused_until: 0,
             stalled: false,
             fresh: true,
             whole: false,

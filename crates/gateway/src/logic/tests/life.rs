@@ -37,6 +37,49 @@ fn a_session_is_greeted_and_made_ready() {
 }
 
 #[test]
+fn few_sign_in_at_once_and_the_others_in_their_turn() {
+    let mut world = World::with(|settings| settings.sign_ins_at_once = 2);
+    let slots: Vec<_> = (1..=5).map(|user| world.connect_and_auth(user)).collect();
+    assert_eq!(world.out.authentications, 2);
+    // Who has given up, and who is refused, make room for others.
+    world.hang_up(slots[2]);
+    let refused = world.connect(Format::Proto);
+    world.auth(refused, "bad");
+    world.settle();
+    assert_eq!(world.out.authentications, 5);
+    for slot in [slots[0], slots[1], slots[3], slots[4]] {
+        let is_ready = |u: &Update| matches!(u, Update::Ready(_));
+        let updates = world.take(slot);
+        assert!(updates.iter().any(is_ready), "{slot}: {updates:?}");
+    }
+    assert_eq!(world.closed(refused), Some(CloseCode::Policy));
+    // It goes on, and nobody is left behind.
+    let more: Vec<_> = (6..=9).map(|user| world.connect_and_auth(user)).collect();
+    world.settle();
+    assert_eq!(world.out.authentications, 9);
+    assert!(more.iter().all(|&slot| world.closed(slot).is_none()));
+}
+
+#[test]
+fn who_would_wait_too_long_is_told_when_to_come_back() {
+    let mut world = World::with(|settings| settings.sign_ins_at_once = 1);
+    // Five hundred a second is what it expects, and five seconds what clients wait.
+    let waiting: Vec<_> = (0..2_502).map(|_| world.connect_and_auth(1)).collect();
+    assert!(waiting.iter().all(|&slot| world.closed(slot).is_none()));
+    let late = world.connect_and_auth(1);
+    assert_eq!(world.closed(late), Some(CloseCode::TryLater));
+    let told = world.take(late);
+    let [.., Update::Reconnect(reconnect)] = &told[..] else {
+        panic!("{told:?}")
+    };
+    assert!(
+        (5_000..=10_010).contains(&reconnect.after_ms),
+        "{reconnect:?}"
+    );
+    assert_eq!(world.metric(|m| &m.sent_away), 1);
+}
+
+#[test]
 fn who_says_nothing_for_five_seconds_is_closed() {
     let mut world = World::new();
     let slot = world.connect(Format::Proto);

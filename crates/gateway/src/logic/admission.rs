@@ -1,0 +1,136 @@
+//! How many sessions sign in at once. After a server or a network was away thousands come back
+//! together: each needs the directory a few times, and if all ask at once all wait, and many give
+//! up and come once more. So a few are looked up at a time and the others wait for their turn, for
+//! as long as their clients do; whoever would wait longer is told when to come back.
+
+use std::collections::VecDeque;
+
+use tidings_core::ids::{Micros, SessionId};
+use tidings_protocol::CloseCode;
+use tidings_protocol::wire::{self, update};
+
+use super::GatewayCore;
+use super::outbound::{Outbound, Slot};
+use super::session::{ADMITTING, hash};
+use super::settings::SECOND;
+
+/// Who has to wait longer is told to come back: half of what the server leaves for `auth`.
+const WAIT_MAX: Micros = 5 * SECOND;
+
+/// Sessions that wait at most, each with its token.
+const WAITING_MAX: usize = 8_192;
+
+/// Taken for the rate until a second in which there were always some waiting has shown it.
+const PER_SECOND: usize = 500;
+
+/// Sessions that sign in, and those that wait for it.
+pub(super) struct Admission {
+    under_way: usize,
+    waiting: VecDeque<Waiting>,
+    /// Admitted since the last tick, and whether some waited at that.
+    admitted: usize,
+    was_waiting: bool,
+    per_second: usize,
+}
+
+impl Default for Admission {
+    fn default() -> Self {
+        Admission {
+            under_way: 0,
+            waiting: VecDeque::new(),
+            admitted: 0,
+            was_waiting: false,
+            per_second: PER_SECOND,
+        }
+    }
+}
+
+struct Waiting {
+    session: SessionId,
+    token: String,
+    device: String,
+}
+
+impl GatewayCore {
+    /// A session's first `auth`: at once, in its turn, or another time.
+    pub(super) fn sign_in<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        token: String,
+        device: String,
+    ) {
+        let Some(id) = self.sessions.get(slot).map(|session| session.id) else {
+            return;
+        };
+        let admission = &mut self.admission;
+        if admission.under_way < self.settings.sign_ins_at_once {
+            admission.under_way += 1;
+            if let Some(session) = self.sessions.get_mut(slot) {
+                session.set(ADMITTING, true);
+            }
+            return out.authenticate(id, token, device);
+        }
+        let wait = admission.wait();
+        if wait <= WAIT_MAX && admission.waiting.len() < WAITING_MAX {
+            admission.waiting.push_back(Waiting {
+                session: id,
+                token,
+                device,
+            });
+            return;
+        }
+        super::metrics::add(&self.metrics.sent_away, 1);
+        // Spread by session, over as long again.
+        let after = wait + hash(3, id.0) % wait.max(SECOND);
+        let after_ms = (after / 1000) as u32;
+        let reconnect = update::Update::Reconnect(wire::Reconnect { after_ms });
+        self.update(out, slot, 0, reconnect);
+        self.close(out, slot, CloseCode::TryLater);
+    }
+
+    /// A session needs the directory no more: it has what it wanted, or is gone.
+    pub(super) fn signed_in<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
+        let Some(session) = self.sessions.get_mut(slot).filter(|s| s.is(ADMITTING)) else {
+            return;
+        };
+        session.set(ADMITTING, false);
+        self.admission.under_way -= 1;
+        self.admission.admitted += 1;
+        self.admit_next(out);
+    }
+
+    fn admit_next<O: Outbound>(&mut self, out: &mut O) {
+        while self.admission.under_way < self.settings.sign_ins_at_once
+            && let Some(next) = self.admission.waiting.pop_front()
+        {
+            // Whoever gave up meanwhile has made room for others.
+            if let Some(slot) = self.sessions.slot_of(next.session) {
+                self.sign_in(out, slot, next.token, next.device);
+            }
+        }
+    }
+
+    /// A second has passed.
+    pub(super) fn tick_admission(&mut self) {
+        let admission = &mut self.admission;
+        let admitted = std::mem::take(&mut admission.admitted);
+        let is_waiting = !admission.waiting.is_empty();
+        admission.per_second = match (admission.was_waiting, is_waiting) {
+            (true, true) => admitted.max(1),
+            (_, true) => admission.per_second,
+            (_, false) => PER_SECOND,
+        };
+        admission.was_waiting = is_waiting;
+        if !is_waiting {
+            admission.waiting = VecDeque::new();
+        }
+    }
+}
+
+impl Admission {
+    /// How long one more would wait, by what went through lately.
+    fn wait(&self) -> Micros {
+        self.waiting.len() as Micros * SECOND / self.per_second as Micros
+    }
+}
