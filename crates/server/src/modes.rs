@@ -96,10 +96,7 @@ pub async fn run(watched: Watched, mut stop: watch::Receiver<bool>) {
                 since: system::now(),
             });
         }
-        // As fast as they are acknowledged, and a little more: else it would never grow again.
-        let limit = deciding
-            .is_overloaded()
-            .then(|| acked.count + acked.count / 8 + SENDS_MIN);
+        let limit = deciding.is_overloaded().then(|| sends_taken(&acked));
         watched.gateways.limit_sends(limit);
         look_again(health, &impaired).await;
     }
@@ -110,6 +107,17 @@ const ASKED_WITHIN: Micros = 2_000_000;
 
 /// Sends taken in each look however overloaded: else none would be acknowledged, and none taken for ever.
 const SENDS_MIN: u32 = 16;
+
+/// How long most sends shall wait for their acknowledgement in overload: what waits makes large batches, and
+/// is worked off within seconds when less is sent.
+const WAIT_WANTED: Duration = Duration::from_secs(2);
+
+/// How many sends to take until the next look: about as many as are acknowledged; fewer as long as more wait
+/// than shall, down to half, and a little more when it is less, else it would never grow again.
+fn sends_taken(acked: &Acked) -> u32 {
+    let part = WAIT_WANTED.as_secs_f64() / acked.most_took.as_secs_f64().max(0.001);
+    (f64::from(acked.count) * part.clamp(0.5, 1.125)) as u32 + SENDS_MIN
+}
 
 /// A breaker that isn't closed waits for a call to see whether its engine is back, and one before an engine that is
 /// away opens by calls: nobody else may make one.
@@ -194,11 +202,16 @@ impl Deciding {
         let mut changes = Vec::new();
         for (feature, at) in SHED_AT {
             let is_impaired = impaired.contains(&feature);
-            let is_less = is_impaired || delay >= at;
             let (state, otherwise) = (
                 &mut self.states[feature as usize],
                 &mut self.otherwise[feature as usize],
             );
+            // It is whole again at half of what takes it away: not as soon as leaving it out has helped.
+            let at = match state {
+                FeatureState::Normal => at,
+                _ => at / 2,
+            };
+            let is_less = is_impaired || delay >= at;
             if is_less == (*state != FeatureState::Normal) {
                 *otherwise = 0;
                 continue;
@@ -276,6 +289,36 @@ mod tests {
         );
         assert!(deciding.is_overloaded());
         assert_eq!(deciding.states[Feature::Typing as usize], FeatureState::Off);
+    }
+
+    #[test]
+    fn overload_ends_well_below_where_it_begins() {
+        let mut deciding = Deciding::default();
+        for _ in 0..LOOKS_WORSE {
+            deciding.look(vec![], Duration::from_secs(5));
+        }
+        for _ in 0..=LOOKS_BETTER {
+            deciding.look(vec![], Duration::from_millis(2_500));
+        }
+        assert!(deciding.is_overloaded(), "it has only helped");
+        for _ in 0..LOOKS_BETTER {
+            deciding.look(vec![], Duration::from_millis(1_900));
+        }
+        assert!(!deciding.is_overloaded());
+    }
+
+    #[test]
+    fn fewer_sends_are_taken_while_many_wait_and_never_none() {
+        let acked = |count, took_ms| Acked {
+            count,
+            most_took: Duration::from_millis(took_ms),
+        };
+        let taken = |count, took_ms| sends_taken(&acked(count, took_ms)) - SENDS_MIN;
+        assert_eq!(taken(0, 0), 0);
+        assert_eq!(taken(1_000, 100), 1_125);
+        assert_eq!(taken(1_000, 2_000), 1_000);
+        assert_eq!(taken(1_000, 2_500), 800);
+        assert_eq!(taken(1_000, 10_000), 500);
     }
 
     #[test]

@@ -161,6 +161,7 @@ impl Workers {
             session_base: system::random() >> 1,
             hash_seed: system::random(),
             sends_per_second: config.limits.sends_per_second,
+            sign_ins_at_once: config.limits.sign_ins_at_once.max(1),
             send_bytes_per_minute: config.limits.send_bytes_per_minute,
             heartbeat: config.server.heartbeat_s * 1_000_000,
             drain_spread: config.server.drain_spread_s * 1_000_000,

@@ -63,6 +63,9 @@ pub struct Args {
     /// Messages to catch up on
     #[arg(long, default_value_t = 100_000)]
     messages: usize,
+    /// Members of the fan-out that stop reading
+    #[arg(long, default_value_t = 40)]
+    stalled: usize,
     /// Seconds that slow readers don't read
     #[arg(long, default_value_t = 30.0)]
     stall: f64,

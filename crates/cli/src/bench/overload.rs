@@ -23,8 +23,9 @@ const STEP: f64 = 1.3;
 /// Seconds of each step, of which the first ones don't count.
 const STEP_S: f64 = 12.0;
 const STEP_SETTLES_S: usize = 4;
-/// The search ends when less than this part of what is offered is acknowledged.
+/// The search ends when less than this part of what is offered is acknowledged, and no more than before.
 const TAKEN: f64 = 0.9;
+const GROWS: f64 = 1.1;
 const TIMES: f64 = 3.0;
 /// Afterwards so much of the peak is offered, for so many seconds.
 const AFTERWARDS: f64 = 0.5;
@@ -180,8 +181,10 @@ fn peak(offer: &mut impl FnMut(f64, f64) -> anyhow::Result<Done>) -> anyhow::Res
             "{rate:.0}/s offered: {taken:.0}/s acknowledged, p99 {:.0} ms",
             done.ack.p99 / 1e3
         );
+        // More that waits makes larger batches: the most is where more on offer brings no more.
+        let grows = taken > GROWS * peak;
         peak = taken.max(peak);
-        if taken < TAKEN * rate {
+        if taken < TAKEN * rate && !grows {
             return Ok(peak);
         }
         rate *= STEP;

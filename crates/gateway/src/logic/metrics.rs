@@ -7,10 +7,10 @@ use tidings_protocol::{CloseCode, ErrorCode};
 
 /// Upper bounds of the latency buckets in microseconds; fine between 50 and 500 ms, where the
 /// goals lie. What is above the last one falls into a bucket of its own.
-pub const LATENCY_BOUNDS: [Micros; 22] = [
+pub const LATENCY_BOUNDS: [Micros; 27] = [
     1_000, 2_000, 5_000, 10_000, 20_000, 35_000, 50_000, 75_000, 100_000, 125_000, 150_000,
-    175_000, 200_000, 250_000, 300_000, 350_000, 400_000, 500_000, 750_000, 1_000_000, 2_500_000,
-    10_000_000,
+    175_000, 200_000, 250_000, 300_000, 350_000, 400_000, 500_000, 750_000, 1_000_000, 1_500_000,
+    2_000_000, 2_500_000, 3_000_000, 4_000_000, 6_000_000, 10_000_000,
 ];
 
 /// A histogram over [`LATENCY_BOUNDS`].

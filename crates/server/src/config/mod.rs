@@ -221,6 +221,8 @@ pub struct Limits {
     pub lookups_per_hour: u32,
     /// Connections that haven't signed in, of one address.
     pub unauthenticated_per_address: u32,
+    /// Sessions of each worker that sign in at once; the others wait for their turn, or are told when to come back.
+    pub sign_ins_at_once: usize,
     /// Bytes of frames queued for one session that reads slowly.
     pub session_queue_bytes: usize,
 }
@@ -234,6 +236,7 @@ impl Default for Limits {
             joins_per_hour: 200,
             lookups_per_hour: 100,
             unauthenticated_per_address: 20,
+            sign_ins_at_once: 32,
             session_queue_bytes: 256 << 10,
         }
     }
