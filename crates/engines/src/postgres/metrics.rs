@@ -15,6 +15,8 @@ pub struct Metrics {
     pub pool_waiters: AtomicU64,
     /// Waits for a connection that ended, with or without one.
     pub pool_waits: AtomicU64,
+    /// Counter: connections that a call was given.
+    pub pool_handed: AtomicU64,
     /// Their time in all, in microseconds.
     pub pool_wait_us: AtomicU64,
     /// Calls that got no connection in time or found too many waiting.

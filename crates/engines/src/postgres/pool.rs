@@ -132,10 +132,12 @@ impl Connections {
             }
         };
         drop(waiter);
+        add(&self.metrics.pool_handed, 1);
         Ok(Lease::new(object, call, self.holders.clone()))
     }
 
-    /// Opens when calls fail or are slow, and when the pool has been exhausted for 5 s.
+    /// Opens when calls fail or are slow, and when the pool has given no connection away for 5 s though calls
+    /// wait for one.
     pub(super) fn breaker(&self) -> Arc<Breaker> {
         self.breaker.clone()
     }
@@ -273,12 +275,14 @@ async fn keep(
     let held_max = ms(settings.held_warning_ms);
     let mut ticks = tokio::time::interval(TICK);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let mut exhausted_since = None;
+    let (mut exhausted_since, mut handed_before) = (None, 0);
     loop {
         ticks.tick().await;
         let status = pool.status();
-        if status.waiting == 0 || status.available > 0 {
-            exhausted_since = None;
+        // A pool from whose connections each call waits for its turn is busy; one that gives none away is exhausted.
+        let handed = metrics.pool_handed.load(Ordering::Relaxed);
+        if status.waiting == 0 || status.available > 0 || handed != handed_before {
+            (exhausted_since, handed_before) = (None, handed);
         } else if exhausted_since.get_or_insert_with(Instant::now).elapsed() >= EXHAUSTED_MAX {
             breaker.trip();
         }
