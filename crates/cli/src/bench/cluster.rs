@@ -95,10 +95,7 @@ pub fn run_cluster(args: ClusterArgs) -> anyhow::Result<ExitCode> {
     let users = args.conversations * 2;
     let address = args.server[0];
     let mut api = Api::connect(address, key.trim())?;
-    let mut ids = Vec::new();
-    for first in (0..users).step_by(1000) {
-        ids.extend(api.users(first..(first + 1000).min(users))?);
-    }
+    let ids = api.users(0..users)?;
     let pairs: Vec<_> = ids
         .chunks(2)
         .map(|pair| ("direct", pair.to_vec()))

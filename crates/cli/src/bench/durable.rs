@@ -19,10 +19,7 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
     let senders = run.args.senders.next_multiple_of(2);
     let mut stage = Stage::new(run, "durable")?;
     let mut api = Api::connect(stage.server.address, &stage.server.api_key)?;
-    let mut users = Vec::new();
-    for first in (0..senders).step_by(1000) {
-        users.extend(api.users(first..(first + 1000).min(senders))?);
-    }
+    let users = api.users(0..senders)?;
     drop(api);
     let pairs: Vec<_> = users
         .chunks(2)

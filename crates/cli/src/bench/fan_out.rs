@@ -39,10 +39,7 @@ pub fn run(run: &Run<'_>, report: &mut Report) -> anyhow::Result<()> {
     let (members, wants) = (run.args.members, |s| run.args.only.contains(&s));
     let mut stage = Stage::new(run, "fan-out")?;
     let mut api = Api::connect(stage.server.address, &stage.server.api_key)?;
-    let mut users = Vec::new();
-    for first in (0..=members).step_by(1000) {
-        users.extend(api.users(first..(first + 1000).min(members + 1))?);
-    }
+    let users = api.users(0..members + 1)?;
     let conversation = api.conversation("group", &users)?;
     drop(api);
     stage.open(0, members + 1, false)?;

@@ -62,17 +62,19 @@ impl Api {
         Ok(serde_json::from_slice(&answer).unwrap_or(Value::Null))
     }
 
-    /// Users of the signed tokens with these numbers; their ids.
+    /// Users of the signed tokens with these numbers, as many at a time as a request may have; their ids.
     pub fn users(&mut self, numbers: std::ops::Range<usize>) -> anyhow::Result<Vec<String>> {
-        let users: Vec<Value> = numbers
-            .map(|n| json!({ "issuer": super::tokens::ISSUER, "subject": super::tokens::subject(n), "display_name": format!("User {n}") }))
-            .collect();
-        let made = self.post("/v1/users", &json!({ "users": users }))?;
-        let ids = made["users"].as_array().context("no users in the answer")?;
-        Ok(ids
-            .iter()
-            .filter_map(|id| id.as_str().map(str::to_owned))
-            .collect())
+        const AT_ONCE: usize = 1_000;
+        let mut ids = Vec::with_capacity(numbers.len());
+        for first in numbers.clone().step_by(AT_ONCE) {
+            let users: Vec<Value> = (first..(first + AT_ONCE).min(numbers.end))
+                .map(|n| json!({ "issuer": super::tokens::ISSUER, "subject": super::tokens::subject(n), "display_name": format!("User {n}") }))
+                .collect();
+            let made = self.post("/v1/users", &json!({ "users": users }))?;
+            let made = made["users"].as_array().context("no users in the answer")?;
+            ids.extend(made.iter().filter_map(|id| id.as_str().map(str::to_owned)));
+        }
+        Ok(ids)
     }
 
     /// A conversation of these users, the first of whom makes it; its id.

@@ -66,10 +66,7 @@ pub fn run_overload(args: OverloadArgs) -> anyhow::Result<ExitCode> {
         .with_context(|| format!("can't read {}", args.api_key.display()))?;
     let users = args.conversations * 2;
     let mut api = Api::connect(args.server[0], key.trim())?;
-    let mut ids = Vec::new();
-    for first in (0..users).step_by(1000) {
-        ids.extend(api.users(first..(first + 1000).min(users))?);
-    }
+    let ids = api.users(0..users)?;
     let pairs: Vec<_> = ids
         .chunks(2)
         .map(|pair| ("direct", pair.to_vec()))

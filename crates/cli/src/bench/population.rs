@@ -40,10 +40,7 @@ impl Population {
         let writers = sessions.div_ceil(largest);
         let mut stage = Stage::new(run, "sessions")?;
         let mut api = Api::connect(stage.server.address, &stage.server.api_key)?;
-        let mut users = Vec::new();
-        for first in (0..sessions + writers).step_by(1000) {
-            users.extend(api.users(first..(first + 1000).min(sessions + writers))?);
-        }
+        let users = api.users(0..sessions + writers)?;
         drop(api);
         let mut wanted = Vec::new();
         for size in SIZES {

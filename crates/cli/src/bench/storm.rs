@@ -268,10 +268,7 @@ fn found(args: &StormArgs, key: &str, writers: usize) -> anyhow::Result<Vec<u64>
     let address = args.balancer[0];
     let mut api = Api::connect(address, key)?;
     let (sessions, users) = (args.sessions, args.sessions + args.others + writers);
-    let mut ids = Vec::new();
-    for first in (0..users).step_by(1000) {
-        ids.extend(api.users(first..(first + 1000).min(users))?);
-    }
+    let ids = api.users(0..users)?;
     let mut wanted = Vec::new();
     for pair in ids[sessions..sessions + args.others].chunks(2) {
         wanted.push(("direct", pair.to_vec()));
