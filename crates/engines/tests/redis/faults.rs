@@ -250,9 +250,15 @@ async fn tell(node: &str, command: &[&str]) -> redis::RedisResult<redis::Value> 
     line.query_async(&mut conn).await
 }
 
-async fn is_in_role(node: &str, role: &str) -> bool {
+/// Whether this server says this of its replication.
+async fn says(node: &str, what: &str) -> bool {
     let info = tell(node, &["INFO", "replication"]).await;
-    info.is_ok_and(|info| format!("{info:?}").contains(&format!("role:{role}")))
+    info.is_ok_and(|info| format!("{info:?}").contains(what))
+}
+
+/// A replica that has all its primary's data.
+async fn follows(node: &str) -> bool {
+    says(node, "role:slave").await && says(node, "master_link_status:up").await
 }
 
 /// How long calls fail after this is done to a Redis, until another is primary and calls are good again.
@@ -280,9 +286,15 @@ async fn fails_for(registry: &RedisRegistry, node: &str, command: &[&str]) -> Du
         "{command:?}: calls failed for {failing:?}, the last {:?} after it",
         last - begun
     );
-    // Until then the old one may still say that it is the primary.
-    until("the old primary is a replica", 30, || async {
-        is_in_role(&before, "slave").await
+    // Until then the old one may still say that it is the primary, and who loads the new one's data refuses commands.
+    until("the others follow the new primary", 30, || async {
+        let new = primary().await;
+        for node in on_each(6379) {
+            if node != new && !follows(&node).await {
+                return false;
+            }
+        }
+        new != before
     })
     .await;
     failing
@@ -361,7 +373,7 @@ async fn a_failover_of_a_cluster_is_followed() {
             .is_err()
         {
             (last, failed, good) = (Instant::now(), failed + 1, 0);
-        } else if good > 0 || is_in_role(replica, "master").await {
+        } else if good > 0 || says(replica, "role:master").await {
             good += 1;
         }
         assert!(
