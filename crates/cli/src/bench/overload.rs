@@ -23,9 +23,11 @@ const STEP: f64 = 1.3;
 /// Seconds of each step, of which the first ones don't count.
 const STEP_S: f64 = 12.0;
 const STEP_SETTLES_S: usize = 4;
-/// The search ends when less than this part of what is offered is acknowledged, and no more than before.
+/// A step is too much when less than this part of it is acknowledged and that is no more than before. One alone
+/// may be a pause of the machine: the search ends after so many in a row.
 const TAKEN: f64 = 0.9;
-const GROWS: f64 = 1.1;
+const GROWS: f64 = 1.05;
+const TOO_MUCH: u32 = 3;
 const TIMES: f64 = 3.0;
 /// Afterwards so much of the peak is offered, for so many seconds.
 const AFTERWARDS: f64 = 0.5;
@@ -170,7 +172,7 @@ pub fn run_overload(args: OverloadArgs) -> anyhow::Result<ExitCode> {
 
 /// The most that is acknowledged a second, whatever is offered.
 fn peak(offer: &mut impl FnMut(f64, f64) -> anyhow::Result<Done>) -> anyhow::Result<f64> {
-    let (mut peak, mut rate) = (0.0, FIRST_RATE);
+    let (mut peak, mut rate, mut too_much) = (0.0, FIRST_RATE, 0);
     loop {
         let done = offer(rate, STEP_S)?;
         let taken = goodput(&done.by_second, STEP_SETTLES_S, STEP_S as usize);
@@ -181,7 +183,11 @@ fn peak(offer: &mut impl FnMut(f64, f64) -> anyhow::Result<Done>) -> anyhow::Res
         // More that waits makes larger batches: the most is where more on offer brings no more.
         let grows = taken > GROWS * peak;
         peak = taken.max(peak);
-        if taken < TAKEN * rate && !grows {
+        too_much = match taken < TAKEN * rate && !grows {
+            true => too_much + 1,
+            false => 0,
+        };
+        if too_much == TOO_MUCH {
             return Ok(peak);
         }
         rate *= STEP;

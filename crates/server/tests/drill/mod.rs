@@ -65,12 +65,23 @@ struct Program {
     address: SocketAddr,
     admin: SocketAddr,
     extra: Vec<String>,
+    env: Vec<(String, PathBuf)>,
 }
 
 impl Server {
     /// Makes an API key, then starts the program. `folder` gets its own log, `extra` are further
     /// settings.
     pub fn start(folder: &Path, data: &Path, extra: &[&str]) -> (Server, Api) {
+        Server::start_with(folder, data, extra, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_with(
+        folder: &Path,
+        data: &Path,
+        extra: &[&str],
+        env: &[(&str, &Path)],
+    ) -> (Server, Api) {
         // Both held until both are known, so that they differ.
         let free = || TcpListener::bind("127.0.0.1:0").expect("a free port");
         let (one, two) = (free(), free());
@@ -89,7 +100,11 @@ impl Server {
         );
         let key = String::from_utf8(key.stdout).expect("a key is text");
         let extra: Vec<String> = extra.iter().map(|&s| s.to_owned()).collect();
+        let env = env
+            .iter()
+            .map(|&(name, path)| (name.to_owned(), path.to_path_buf()));
         let program = Program {
+            env: env.collect(),
             data: data.to_path_buf(),
             log: folder.join("server-log"),
             address,
@@ -108,6 +123,20 @@ impl Server {
 
     pub fn start_again(&mut self) {
         self.child = self.program.spawn();
+    }
+
+    /// Waits until it has ended by itself; gives what it said last.
+    pub fn ended(&mut self) -> String {
+        let begun = Instant::now();
+        while self.child.try_wait().expect("it is our child").is_none() {
+            assert!(
+                begun.elapsed() < START_WITHIN,
+                "the server runs on:\n{}",
+                self.program.last_lines()
+            );
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.program.last_lines()
     }
 
     pub fn assert_runs(&mut self) {
@@ -155,6 +184,7 @@ impl Program {
             .args(["--set", "limits.send_bytes_per_minute=1000000000"])
             .args(["--set", "auth.access_minutes=60"])
             .env("RUST_LOG", "warn")
+            .envs(self.env.iter().map(|(name, path)| (name, path)))
             .stdout(Stdio::piped())
             .stderr(log.expect("a log file"));
         for set in &self.extra {
