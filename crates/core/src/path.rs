@@ -37,6 +37,9 @@ use crate::router::{Config, Counters, Work};
 use crate::rows::{CursorRow, EventRow, StateKey, StateRow};
 use crate::sequencer::{self, Verdict};
 
+/// So many that wait for a conversation have what they need read at once.
+const READ_TOGETHER: usize = 100;
+
 /// The gateway's half: what is appended for a checked send.
 pub fn accept(conversation: ConversationId, send: Send) -> Append {
     let mut payload = Vec::with_capacity(send.body.len() + 96);
@@ -236,7 +239,7 @@ impl Router {
         self.answer_early();
     }
 
-    /// One record: at once if its conversation's rows are known, else behind the others that wait.
+    /// One record: at once if its rows are known, else behind the others that wait.
     fn route(&mut self, record: Committed) {
         let Some(conversation) = Record::conversation_of(&record.payload) else {
             self.counters.dead_letters += 1;
@@ -250,47 +253,54 @@ impl Router {
         self.take_in(conversation, Work::Record { record, content });
     }
 
-    /// At once if nothing waits before it and its rows are known; else it waits for them.
+    /// At once if its rows are known, else it waits for them. A record also waits for those before it; nothing
+    /// waits for a question, so that one that needs a store which is away holds up no message.
     pub(crate) fn take_in(&mut self, id: ConversationId, work: Work) {
         let conversation = self.conversations.entry(id).or_default();
-        if conversation.loading.is_none()
-            && conversation.waiting.is_empty()
-            && conversation.missing(&work).is_empty()
-        {
+        let is_behind = matches!(work, Work::Record { .. }) && conversation.has_records_waiting();
+        if !is_behind && conversation.missing(&work).is_empty() {
             return self.perform(id, work);
         }
         if let Work::Record { record, .. } = &work {
             self.waiting.insert(record.position);
         }
-        conversation.waiting.push_back(work);
-        self.work(id);
+        conversation.wait(work);
+        if conversation.loading.is_none() {
+            self.load_what_is_missing(id);
+        }
     }
 
-    /// Does what waits for a conversation, in order, until a row is missing.
+    /// Does what waits for a conversation and can be done, and reads what the rest needs.
     pub(crate) fn work(&mut self, id: ConversationId) {
         loop {
             let Some(conversation) = self.conversations.get_mut(&id) else {
                 return;
             };
-            if conversation.loading.is_some() {
-                return;
-            }
-            let Some(work) = conversation.waiting.front() else {
-                conversation.waiting = VecDeque::new();
-                return;
+            let Some(work) = conversation.next_record() else {
+                break;
             };
-            let missing = conversation.missing(work);
-            if !missing.is_empty() {
-                return self.load(id, missing);
-            }
-            let work = conversation
-                .waiting
-                .pop_front()
-                .expect("front() just gave it");
             if let Work::Record { record, .. } = &work {
                 self.waiting.remove(&record.position);
             }
             self.perform(id, work);
+        }
+        let questions = match self.conversations.get_mut(&id) {
+            Some(conversation) => conversation.ready_questions(),
+            None => return,
+        };
+        for question in questions {
+            self.perform(id, question);
+        }
+        self.load_what_is_missing(id);
+    }
+
+    fn load_what_is_missing(&mut self, id: ConversationId) {
+        let Some(conversation) = self.conversations.get(&id) else {
+            return;
+        };
+        let missing = conversation.missing_together(READ_TOGETHER);
+        if !missing.is_empty() {
+            self.load(id, missing);
         }
     }
 

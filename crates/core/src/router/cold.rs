@@ -73,13 +73,9 @@ impl Router {
         let number = self.loads.last;
         let next = self.next;
         let conversation = self.conversation(id);
-        // What is read must say what the log before the first record that waits says, even if a
-        // gateway's question waits before it: what is learned for that serves the record too.
-        let record = conversation.waiting.iter().find_map(|work| match work {
-            super::Work::Record { record, .. } => Some(record.position),
-            _ => None,
-        });
-        let at = record.unwrap_or(next);
+        // What is read must say what the log before the first record that waits says. One that comes meanwhile and
+        // needs none of these rows changes none of them, so they say the same of the log before the next one.
+        let at = conversation.first_waiting().unwrap_or(next);
         conversation.loading = Some(number);
         let stage = if missing.state.is_empty() {
             Stage::Cursors

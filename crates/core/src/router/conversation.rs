@@ -1,6 +1,6 @@
 //! What a router remembers of a conversation: the rows the next decision needs.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::Work;
@@ -48,8 +48,8 @@ pub(crate) struct Conversation {
     head: Option<HeadState>,
     members: RowsMap<UserId, Member>,
     senders: RowsMap<SenderKey, SenderState>,
-    /// What waits for rows, in order.
-    pub waiting: VecDeque<Work>,
+    /// What waits for rows, mostly nothing.
+    waiting: Option<Box<Waiting>>,
     /// The load under way.
     pub loading: Option<u64>,
     /// Gateways that want its events.
@@ -62,7 +62,67 @@ pub(crate) struct Conversation {
     pub touched: Micros,
 }
 
+/// What waits for rows that are being read.
+#[derive(Debug, Default)]
+struct Waiting {
+    /// In the order of the log, which is the order of decisions.
+    records: VecDeque<Work>,
+    /// In any order.
+    questions: Vec<Work>,
+}
+
 impl Conversation {
+    /// Puts aside what misses rows.
+    pub fn wait(&mut self, work: Work) {
+        let waiting = self.waiting.get_or_insert_default();
+        match work {
+            Work::Record { .. } => waiting.records.push_back(work),
+            _ => waiting.questions.push(work),
+        }
+    }
+
+    pub fn has_records_waiting(&self) -> bool {
+        let waiting = self.waiting.as_ref();
+        waiting.is_some_and(|waiting| !waiting.records.is_empty())
+    }
+
+    /// How many questions of gateways wait.
+    pub fn questions_waiting(&self) -> usize {
+        self.waiting.as_ref().map_or(0, |w| w.questions.len())
+    }
+
+    /// The position of the first record that waits.
+    pub fn first_waiting(&self) -> Option<Position> {
+        match self.waiting.as_ref()?.records.front()? {
+            Work::Record { record, .. } => Some(record.position),
+            _ => None,
+        }
+    }
+
+    /// Takes the first record that waits, if its rows are known by now.
+    pub fn next_record(&mut self) -> Option<Work> {
+        let first = self.waiting.as_ref()?.records.front()?;
+        if !self.missing(first).is_empty() {
+            return None;
+        }
+        self.waiting.as_mut()?.records.pop_front()
+    }
+
+    /// Takes all questions whose rows are known by now.
+    pub fn ready_questions(&mut self) -> Vec<Work> {
+        let Some(mut waiting) = self.waiting.take() else {
+            return Vec::new();
+        };
+        let (ready, rest) = std::mem::take(&mut waiting.questions)
+            .into_iter()
+            .partition(|work| self.missing(work).is_empty());
+        waiting.questions = rest;
+        if !waiting.records.is_empty() || !waiting.questions.is_empty() {
+            self.waiting = Some(waiting);
+        }
+        ready
+    }
+
     /// The rows that must be read before this can be done.
     pub fn missing(&self, work: &Work) -> Missing {
         let mut missing = Missing::default();
@@ -104,6 +164,28 @@ impl Conversation {
             }
         }
         missing
+    }
+
+    /// The rows that must be read before the first so many records and questions that wait can be done: one read
+    /// for all who come back at once, instead of one after the other.
+    pub fn missing_together(&self, most: usize) -> Missing {
+        let mut together = Missing::default();
+        let Some(waiting) = &self.waiting else {
+            return together;
+        };
+        let (mut keys, mut users) = (HashSet::new(), HashSet::new());
+        let records = waiting.records.iter().take(most);
+        for work in records.chain(waiting.questions.iter().take(most)) {
+            let missing = self.missing(work);
+            let new = missing.state.into_iter().filter(|&key| keys.insert(key));
+            together.state.extend(new);
+            let new = missing
+                .cursors
+                .into_iter()
+                .filter(|&user| users.insert(user));
+            together.cursors.extend(new);
+        }
+        together
     }
 
     /// How it stands for a user whose rows are known.
@@ -374,7 +456,7 @@ impl Conversation {
 
     /// Whether everything it knows can be read again from the store.
     pub fn is_clean(&self) -> bool {
-        self.waiting.is_empty()
+        self.waiting.is_none()
             && self.loading.is_none()
             && self.unstored.is_empty()
             && self.unsettled == 0

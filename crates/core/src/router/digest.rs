@@ -17,7 +17,7 @@ use crate::ports::peers::{OPEN_MAX, Opened, ToGateway, ToRouter};
 /// How many heads are read with a tick for gateways that come from another router: a thousand a second.
 const DOUBTED_PER_TICK: usize = 100;
 
-/// The most cursors that wait for one conversation's rows, beside its records.
+/// With so many questions that wait for one conversation's rows no cursor is taken in.
 const CURSORS_WAITING_MAX: usize = 4096;
 
 #[derive(Debug, Default)]
@@ -118,7 +118,7 @@ impl Router {
             ToRouter::Cursors(rows) => {
                 for row in rows {
                     let conversation = self.conversation(row.conversation);
-                    if conversation.waiting.len() < CURSORS_WAITING_MAX {
+                    if conversation.questions_waiting() < CURSORS_WAITING_MAX {
                         self.take_in(row.conversation, Work::Cursor(row));
                     } else {
                         self.counters.cursors_refused += 1; // The client says it again with its next sync.

@@ -581,6 +581,142 @@ fn a_router_that_takes_over_looks_up_the_heads_that_gateways_want() {
     assert_eq!(&*told.expect("a digest"), [(room, 9)]);
 }
 
+#[test]
+fn all_who_open_a_conversation_meanwhile_are_read_together() {
+    let (gateway, room, start) = (GatewayId(1), ConversationId(7), 1_700_000_000_000_000);
+    let mut router = Router::new(
+        Partition(0),
+        Position::default(),
+        Position::default(),
+        Config::default(),
+    );
+    for user in 1..=50 {
+        let open = ToRouter::Open {
+            request: user,
+            user: UserId(user),
+            conversations: vec![room],
+        };
+        router.peer(gateway, open, start);
+    }
+    let (mut reads, mut opened) = (Vec::new(), 0);
+    loop {
+        let effects: Vec<Effect> = router.effects().collect();
+        if effects.is_empty() {
+            break;
+        }
+        for effect in effects {
+            match effect {
+                Effect::ReadState { load, keys, .. } => {
+                    reads.push(keys.len());
+                    router.state_read(load, Some(vec![None; keys.len()]), start);
+                }
+                Effect::ReadCursors { load, users, .. } => {
+                    reads.push(users.len());
+                    router.cursors_read(load, Some(Vec::new()), start);
+                }
+                Effect::Send {
+                    message: ToGateway::Opened { .. },
+                    ..
+                } => opened += 1,
+                _ => {}
+            }
+        }
+    }
+    // The head and the first user, then all who came while that was read.
+    assert_eq!(reads, [2, 1, 49, 49]);
+    assert_eq!(opened, 50);
+}
+
+/// Answers all reads with nothing; gives what is left.
+fn read_nothing(router: &mut Router, now: Micros) -> Vec<Effect> {
+    let mut left = Vec::new();
+    loop {
+        let effects: Vec<Effect> = router.effects().collect();
+        if effects.is_empty() {
+            return left;
+        }
+        for effect in effects {
+            match effect {
+                Effect::ReadState { load, keys, .. } => {
+                    router.state_read(load, Some(vec![None; keys.len()]), now);
+                }
+                Effect::ReadCursors { load, .. } => {
+                    router.cursors_read(load, Some(Vec::new()), now)
+                }
+                effect => left.push(effect),
+            }
+        }
+    }
+}
+
+/// The store is away: who opens the conversation for the first time waits, messages of the others don't.
+#[test]
+fn a_question_that_waits_for_the_store_holds_up_no_message() {
+    let letters = [
+        Letter::Member {
+            to: 1,
+            user: 1,
+            role: Role::Member,
+            off: 0,
+        },
+        Letter::Send {
+            to: 1,
+            user: 1,
+            sender: 1,
+            off: 0,
+            old_grant: false,
+            other_id: false,
+            once: false,
+            days: 0,
+        },
+    ];
+    let (mut truth, mut clock) = (Truth::default(), 1_700_000_000_000_000);
+    let mut log = [&letters[0], &letters[1], &letters[1], &letters[1]]
+        .into_iter()
+        .enumerate()
+        .map(|(i, letter)| truth.append(letter, i as u64, &mut clock))
+        .collect::<Vec<_>>()
+        .into_iter();
+    let at = |offset| Position { epoch: 1, offset };
+    let mut router = Router::new(Partition(0), at(0), at(0), Config::default());
+    router.records(log.by_ref().take(2).collect(), clock);
+    read_nothing(&mut router, clock);
+    assert_eq!(router.counters.accepted, 2);
+
+    let open = ToRouter::Open {
+        request: 1,
+        user: UserId(2),
+        conversations: vec![ConversationId(1)],
+    };
+    router.peer(GatewayId(1), open, clock);
+    let asked = router.effects().find_map(|effect| match effect {
+        Effect::ReadState { load, keys, .. } => Some((load, keys)),
+        _ => None,
+    });
+    let (load, keys) = asked.expect("a read");
+    assert_eq!(keys, [StateKey::Grant(UserId(2))]);
+    router.records(log.by_ref().take(1).collect(), clock);
+    assert_eq!(
+        router.counters.accepted,
+        3,
+        "while the store says nothing"
+    );
+    router.records(log.collect(), clock);
+    assert_eq!(router.counters.accepted, 4);
+
+    router.state_read(load, Some(vec![None]), clock);
+    let opened = read_nothing(&mut router, clock)
+        .into_iter()
+        .find_map(|effect| match effect {
+            Effect::Send {
+                message: ToGateway::Opened { states, .. },
+                ..
+            } => Some(states),
+            _ => None,
+        });
+    assert_eq!(opened.expect("an answer")[0].head, 4, "as it stands now");
+}
+
 /// Under cargo the seed is fixed (`.cargo/config.toml`): every run tries the same cases, after those
 /// of `proptest-regressions`. To explore: `PROPTEST_RNG_SEED=$RANDOM PROPTEST_CASES=400000`.
 fn cases() -> u32 {
