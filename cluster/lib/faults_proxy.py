@@ -1,5 +1,5 @@
 """A proxy between the clients and HAProxy, for what the kernel can't do here: delays, and connections that only seem to be open."""
-import asyncio, threading
+import asyncio, contextlib, threading
 
 CHUNK, CHUNKS = 1 << 16, 1 << 10
 
@@ -18,7 +18,7 @@ class Proxy:
         asyncio.run_coroutine_threadsafe(self.listen(), self.loop).result(5)
 
     async def listen(self):
-        await asyncio.start_server(self.accept, *self.at)
+        self.server = await asyncio.start_server(self.accept, *self.at)
 
     async def accept(self, reader, writer):
         """One connection, until both ends have ended."""
@@ -28,10 +28,9 @@ class Proxy:
             return writer.close()
         this = object()
         self.open.add(this)
-        try:
+        with contextlib.suppress(asyncio.CancelledError):
             await asyncio.gather(self.pass_on(this, reader, there_writer), self.pass_on(this, there_reader, writer))
-        finally:
-            self.open.discard(this)
+        self.open.discard(this)
 
     async def pass_on(self, this, reader, writer):
         # A delay isn't a lower rate: the next chunk is read while this one waits.
@@ -68,4 +67,13 @@ class Proxy:
         self.loop.call_soon_threadsafe(lambda: self.deaf.update(self.open))
 
     def stop(self):
+        """All connections end, and nothing listens any more."""
+        async def end():
+            self.server.close()
+            tasks = asyncio.all_tasks() - {asyncio.current_task()}
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        asyncio.run_coroutine_threadsafe(end(), self.loop).result(5)
         self.loop.call_soon_threadsafe(self.loop.stop)
+        self.thread.join(5)
