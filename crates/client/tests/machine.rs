@@ -4,7 +4,8 @@ mod common;
 
 use common::bench::{Bench, SECOND, join, message};
 use common::{CONVERSATION, OTHER};
-use tidings_client::{AppEvent, Config, Mode, Output, PersistOp, Saved};
+use tidings_client::{AppEvent, ClientCore, Config, Mode, Output, PersistOp, Saved};
+use tidings_protocol::Versions;
 use tidings_protocol::wire::{
     Cursor, Heads, History, HistoryPage, Lagging, Limits, Receipt, Receipts, Reconnect, SyncDone,
     command::Command, update::Update,
@@ -363,4 +364,26 @@ fn complete_with(limits: Limits) -> Bench {
     let mut bench = Bench::new(config, Saved::default());
     bench.sign_in(limits);
     bench
+}
+
+#[test]
+fn the_versions_that_a_client_speaks_are_said_before_the_server_says_its_own() {
+    for (oldest, newest, said) in [(1, 1, (1, 0)), (1, 3, (3, 1))] {
+        let config = Config {
+            versions: Versions { oldest, newest },
+            ..Config::default()
+        };
+        let mut core = ClientCore::new(config, Saved::default(), Box::new(|| 7));
+        core.set_token(1, "token".into());
+        core.start(1);
+        core.connected(1);
+        let auth = core.outputs().into_iter().find_map(|output| match output {
+            Output::Frame(frame) => frame.commands.into_iter().find_map(|c| match c.command {
+                Some(Command::Auth(auth)) => Some((auth.version, auth.oldest)),
+                _ => None,
+            }),
+            _ => None,
+        });
+        assert_eq!(auth, Some(said));
+    }
 }

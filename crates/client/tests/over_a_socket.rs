@@ -92,7 +92,7 @@ async fn serve(stream: TcpStream, server: Arc<Mutex<Server>>, drop_after: usize)
                         device: 1,
                         session: 1,
                         epoch: 1,
-                        expires: 0,
+                        ..Ready::default()
                     };
                     push(Update::Ready(ready));
                 }

@@ -1,4 +1,9 @@
 //! What is appended to the log: a user's send, or a change of members from the directory.
+//!
+//! The first byte says which, and in which version: a changed layout gets another number. Every version
+//! begins with that byte and the conversation, so that a router can make an empty event of a record it can't
+//! read. That loses a message: so no release writes a version that the release before it doesn't read
+//! (docs/decisions/0012-versions.md). `tests/fixtures/records-1.hex` has the bytes of version 1.
 
 use bytes::Bytes;
 
@@ -213,6 +218,7 @@ pub struct Committed {
     pub payload: Bytes,
 }
 
+/// Version 1 of both. Never reuse a number.
 const SEND: u8 = 1;
 const MEMBERSHIP: u8 = 2;
 

@@ -541,14 +541,18 @@ async fn what_cannot_be_read_ends_the_connection_and_is_counted() {
     tidings_core::varint::put(&mut magic, 0x7469_6469);
     let hello = [&[1], &magic[..], &[1, 1, 1, b'x', 9, 5, PARTITIONS as u8]].concat();
     let unknown_frame = [0, 0, 0, 1, 99];
-    let unknown_item = [0, 0, 0, 3, 3, 0, 99];
-    let cut_item = [0, 0, 0, 4, 3, 0, 2, 0x80];
-    let no_such_partition = [0, 0, 0, 7, 3, 0, 1, 77, 1, 1, 1];
+    let unknown_item = [0, 0, 0, 7, 3, 0, 1, 0, 0, 0, 99];
+    let cut_item = [0, 0, 0, 8, 3, 0, 2, 0, 0, 0, 2, 0x80];
+    let more_than_an_item = [0, 0, 0, 9, 3, 0, 3, 0, 0, 0, 2, 1, 1];
+    let item_too_long = [0, 0, 0, 8, 3, 0, 9, 0, 0, 0, 2, 1];
+    let no_such_partition = [0, 0, 0, 11, 3, 0, 5, 0, 0, 0, 1, 77, 1, 1, 1];
     let too_long = [0x7f, 0xff, 0xff, 0xff];
-    let bad: [&[u8]; 5] = [
+    let bad: [&[u8]; 7] = [
         &unknown_frame,
         &unknown_item,
         &cut_item,
+        &more_than_an_item,
+        &item_too_long,
         &no_such_partition,
         &too_long,
     ];
@@ -573,6 +577,124 @@ async fn what_cannot_be_read_ends_the_connection_and_is_counted() {
     }
     until("nobody is heard", || read(&a.metrics.heard) == 0).await;
     assert_eq!(read(&a.metrics.silent), 0);
+}
+
+/// A server of version 2, which no release speaks yet, sends what it brings in spite of what was agreed.
+#[tokio::test]
+async fn what_only_a_later_release_knows_is_passed_over() {
+    let [at, nobody] = addresses();
+    let plain = Settings {
+        listen: at.to_string(),
+        servers: vec![nobody.to_string()],
+        cluster: "x".to_owned(),
+        insecure_loopback: true,
+        ..Settings::default()
+    };
+    let a = Node::open(&plain).await;
+    let mut magic = Vec::new();
+    tidings_core::varint::put(&mut magic, 0x7469_6469);
+    let hello = [&[1], &magic[..], &[1, 2, 1, b'x', 9, 5, PARTITIONS as u8]].concat();
+    let length = (hello.len() as u32).to_be_bytes();
+    let unknown_frame = [0, 0, 0, 3, 99, 1, 2];
+    // An unknown item, a take-over of partition 2 with two fields more, and another unknown item.
+    let items = [
+        &[2, 0, 0, 0, 99, 1][..],
+        &[7, 0, 0, 0, 1, 2, 1, 1, 1, 8, 9],
+        &[1, 0, 0, 0, 77],
+    ]
+    .concat();
+    let batch = [&[0, 0, 0, items.len() as u8 + 2, 3, 0][..], &items].concat();
+    let mut stream = tokio::net::TcpStream::connect(at)
+        .await
+        .expect("it listens");
+    let all = [&length, &hello[..], &unknown_frame, &batch].concat();
+    stream.write_all(&all).await.expect("it reads");
+    until("what it knows was taken", || {
+        a.peers.owner(Partition(2)) == Some(9)
+    })
+    .await;
+    until("the rest was counted", || {
+        read(&a.metrics.unknown_skipped) == 3
+    })
+    .await;
+    assert_eq!(
+        (read(&a.metrics.bad_frames), read(&a.metrics.heard)),
+        (0, 1)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_of_two_releases_speak_what_both_know() {
+    let authority = Authority::new();
+    let addresses: [_; 3] = addresses();
+    let mut nodes = Vec::new();
+    for (listen, versions) in addresses.into_iter().zip([1..=1, 1..=2, 1..=2]) {
+        let settings = authority.settings(listen, &addresses);
+        nodes.push(Node::open_as(&settings, versions).await);
+    }
+    for node in &nodes {
+        until("all are linked", || node.peers.links().len() == 2).await;
+    }
+    let [mut old, mut new, newer] = <[Node; 3]>::try_from(nodes).ok().expect("three");
+    let spoken = |of: &Node, with: &Node| {
+        let links = of.peers.links();
+        let link = links.iter().find(|link| link.server == with.server);
+        link.expect("linked").version
+    };
+    assert_eq!((spoken(&old, &new), spoken(&new, &old)), (1, 1));
+    assert_eq!((spoken(&new, &newer), spoken(&newer, &new)), (2, 2));
+
+    // The new server's router with the old one's gateway, and the other way round.
+    new.took_over(P, 10);
+    old.took_over(Partition(2), 10);
+    until("each knows the other's", || {
+        old.peers.owner(P) == Some(new.server) && new.peers.owner(Partition(2)) == Some(old.server)
+    })
+    .await;
+    all_is_said_between(&mut old, &new, P).await;
+    all_is_said_between(&mut new, &old, Partition(2)).await;
+}
+
+/// Every message there is, from a server's gateway to another's router and back.
+async fn all_is_said_between(gateway: &mut Node, router: &Node, partition: Partition) {
+    gateway.clear();
+    let (worker, inbox) = (gateway.gateway(1), router.router(partition));
+    for message in every_to_router() {
+        gateway.peers.to_router(worker, partition, message);
+    }
+    let asked = every_to_router().into_iter().map(|m| (worker, m));
+    let asked: Vec<_> = asked.collect();
+    assert_eq!(received(&inbox, asked.len()).await, asked);
+    let said = every_to_gateway();
+    for message in &said {
+        router.peers.to_gateway(partition, worker, message.clone());
+    }
+    until("all came", || gateway.got(1).len() >= said.len()).await;
+    assert_eq!(*gateway.got(1), said);
+    assert!(!gateway.has_lost(1));
+    for node in [&*gateway, router] {
+        assert_eq!(read(&node.metrics.unknown_skipped), 0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn servers_two_releases_apart_refuse_each_other_and_say_what_to_do() {
+    let authority = Authority::new();
+    let [a_at, b_at] = addresses();
+    let old = Node::open(&authority.settings(a_at, &[b_at])).await;
+    let new = Node::open_as(&authority.settings(b_at, &[a_at]), 2..=3).await;
+    for node in [&old, &new] {
+        until("each says why", || {
+            matches!(&node.peers.addresses()[..], [(_, Standing::Trying(why))]
+                if why.contains("versions") && why.contains("upgrade one release at a time"))
+        })
+        .await;
+        assert_eq!(node.peers.links(), []);
+    }
+    until("both were counted", || {
+        read(&old.metrics.refused) > 0 && read(&new.metrics.refused) > 0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

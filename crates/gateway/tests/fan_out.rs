@@ -116,6 +116,7 @@ fn everybody(out: &mut Sink) -> GatewayCore {
             token: "t".to_owned(),
             device: String::new(),
             version: 1,
+            oldest: 0,
         };
         command(&mut core, out, slot, Command::Auth(auth));
         let user = UserId(u64::from(slot) + 1);

@@ -26,6 +26,7 @@ mod message_id;
 mod names;
 mod proto;
 mod update;
+mod versions;
 
 pub use codec::{
     Commands, commands_decode, decode_client_frame, decode_server_frame, encode_client_frame,
@@ -39,6 +40,7 @@ pub use event::{EventRef, Page};
 pub use hex::{parse_hex16, parse_hex32, to_hex16, to_hex32};
 pub use message_id::message_id;
 pub use names::{Named, UNKNOWN};
+pub use versions::Versions;
 
 /// The messages of `proto/tidings.proto`.
 #[allow(missing_docs)]
@@ -56,7 +58,7 @@ impl std::fmt::Debug for wire::Auth {
     }
 }
 
-/// The version of the schema that this crate speaks; sent in `hello` and `auth`.
+/// The newest version of the schema that this crate speaks; sent in `hello` and `auth`.
 pub const VERSION: u32 = 1;
 
 /// The two forms of the schema, one per WebSocket subprotocol.

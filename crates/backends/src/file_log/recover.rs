@@ -36,7 +36,10 @@ pub enum OpenError {
     #[error("the log is damaged: {0}")]
     Damaged(String),
     /// A later version of this program wrote it: start that one.
-    #[error("the log's file {file} has format version {version}, which this program doesn't know")]
+    #[error(
+        "the log's file {file} is of format {version}, which this release doesn't read: a later release wrote it; \
+         start that one, or restore a backup from before it"
+    )]
     Newer {
         /// Which file.
         file: String,

@@ -277,6 +277,14 @@ fn recover(disk: &dyn Disk, name: &str) -> StoreResult<(Vec<CursorRow>, u64)> {
     let file = disk.open(name).map_err(unavailable)?;
     let mut bytes = vec![0; file.len().map_err(unavailable)? as usize];
     file.read_exact_at(&mut bytes, 0).map_err(unavailable)?;
+    // Of format 0 there was none.
+    if let Some(format) = format(&bytes)
+        && format > FORMAT
+    {
+        return Err(StoreError::Newer(format!(
+            "the store's journal {name} is of format {format}, this release reads {FORMAT}"
+        )));
+    }
     let (rows, end) =
         read(&bytes).map_err(|what| StoreError::Corrupt(format!("{name}: {what}")))?;
     if rows.is_empty() {

@@ -66,8 +66,8 @@ impl Manifest {
         out
     }
 
-    fn decode(bytes: &[u8]) -> Result<Manifest, String> {
-        let damaged = || "the manifest is damaged".to_owned();
+    fn decode(bytes: &[u8]) -> StoreResult<Manifest> {
+        let damaged = || StoreError::Corrupt("the manifest is damaged".to_owned());
         let (body, sum) = bytes.split_at(bytes.len().checked_sub(4).ok_or_else(damaged)?);
         if body.len() < HEAD_LEN || body[..8] != MAGIC || crc32fast::hash(body).to_le_bytes() != sum
         {
@@ -75,9 +75,9 @@ impl Manifest {
         }
         let format = u32::from_le_bytes(body[8..12].try_into().expect("4 bytes"));
         if format != FORMAT {
-            return Err(format!(
-                "the manifest is of format {format}, this version reads {FORMAT}"
-            ));
+            return Err(StoreError::Newer(format!(
+                "the store's {NAME} is of format {format}, this release reads {FORMAT}"
+            )));
         }
         Manifest::decode_fields(&body[HEAD_LEN..]).map_err(|_| damaged())
     }
@@ -121,7 +121,7 @@ impl Manifest {
         }
         let mut bytes = vec![0; len as usize];
         file.read_exact_at(&mut bytes, 0).map_err(unavailable)?;
-        Manifest::decode(&bytes).map_err(StoreError::Corrupt)
+        Manifest::decode(&bytes)
     }
 
     /// Makes this the manifest, durably. The names of the segments become durable first: a crash

@@ -13,7 +13,7 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,9 +83,22 @@ pub enum OpenError {
     /// SQLite said no.
     #[error("can't open the directory: {0}")]
     Sqlite(#[from] rusqlite::Error),
-    /// The tables can't be brought to this version, for instance because a newer one wrote them.
+    /// A later release has changed the tables, and this one has changed nothing.
+    #[error(
+        "{file} has tables of version {found}, this release knows {known}: a later release wrote it; start that one, \
+         or restore a backup from before it"
+    )]
+    Newer {
+        /// The database.
+        file: PathBuf,
+        /// The first of its versions that isn't known.
+        found: i64,
+        /// The last one that is.
+        known: i64,
+    },
+    /// The tables can't be brought to this version.
     #[error("can't migrate the directory: {0}")]
-    Schema(#[from] refinery::Error),
+    Schema(refinery::Error),
 }
 
 impl SqliteDirectory {
@@ -114,7 +127,7 @@ impl SqliteDirectory {
                 .unsigned_abs();
             writer.pragma_update(None, "max_page_count", (bytes / page.max(1)).max(1) as i64)?;
         }
-        schema::migrations::runner().run(&mut writer)?;
+        migrate(&mut writer, &file)?;
         // The name of a file just created is durable only with its folder.
         fs::File::open(folder)?.sync_all()?;
         let mut readers = Vec::new();
@@ -125,6 +138,23 @@ impl SqliteDirectory {
         }
         let threads = Threads::start(writer, readers, settings, clock, random)?;
         Ok(SqliteDirectory { threads })
+    }
+}
+
+fn migrate(writer: &mut Connection, file: &Path) -> Result<(), OpenError> {
+    let runner = schema::migrations::runner();
+    let known = runner.get_migrations().iter().map(|m| m.version().into());
+    let known = known.max().unwrap_or(0);
+    match runner.run(writer) {
+        Ok(_) => Ok(()),
+        Err(error) => Err(match error.kind() {
+            refinery::error::Kind::MissingVersion(theirs) => OpenError::Newer {
+                file: file.to_owned(),
+                found: theirs.version().into(),
+                known,
+            },
+            _ => OpenError::Schema(error),
+        }),
     }
 }
 

@@ -510,6 +510,7 @@ impl<'a> Senders<'a> {
             token: self.tokens.get(nick, soon)?.to_owned(),
             device: "replay".to_owned(),
             version: VERSION,
+            oldest: 0,
         };
         self.put(key, command::Command::Auth(auth));
         Ok(())

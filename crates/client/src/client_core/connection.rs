@@ -3,7 +3,7 @@
 use tidings_protocol::codes::Advice;
 use tidings_protocol::limits::{HEARTBEAT_MS, STALE_AFTER_MS};
 use tidings_protocol::wire::{self, command};
-use tidings_protocol::{CloseCode, ErrorCode, VERSION};
+use tidings_protocol::{CloseCode, ErrorCode};
 
 use super::output::Shown;
 use super::{AppEvent, ClientCore, Output, SECOND};
@@ -147,7 +147,8 @@ impl ClientCore {
             self.command(command::Command::Auth(wire::Auth {
                 token,
                 device,
-                version: VERSION,
+                version: self.config.versions.newest,
+                oldest: self.config.versions.oldest_said(),
             }));
         } else {
             self.need_token();

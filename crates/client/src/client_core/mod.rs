@@ -14,13 +14,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use tidings_protocol::Format;
 use tidings_protocol::body::{BodyError, check_body, compress_body};
 use tidings_protocol::limits as published;
 use tidings_protocol::wire::{
     self, ClientFrame, Command, Encoding, Feature, FeatureState, Kind, Limits, ServerFrame,
     command, update,
 };
+use tidings_protocol::{Format, Versions};
 
 use crate::saved::{PersistOp, Queued, Saved};
 
@@ -73,6 +73,8 @@ pub enum StoredBy {
 pub struct Config {
     /// The form of frames; bodies are compressed only for [`Format::Proto`].
     pub format: Format,
+    /// The versions of the protocol it speaks. Only tests of upgrades change them.
+    pub versions: Versions,
     /// How to catch up.
     pub mode: Mode,
     /// When an event is reported as delivered.
@@ -96,6 +98,7 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             format: Format::Proto,
+            versions: Versions::OURS,
             mode: Mode::NewestFirst,
             stored_by: StoredBy::Core,
             device: "tidings".into(),

@@ -21,7 +21,10 @@ use crate::saved::{PersistOp, Saved};
 
 mod format;
 
+/// What every format begins with; two decimal digits are the format's number.
+const NAME: &[u8; 6] = b"tdgcli";
 const MAGIC: &[u8; 8] = b"tdgcli01";
+const FORMAT: u32 = 1;
 const PREFIX: &str = "outbox-";
 const TEMPORARY: &str = "outbox.tmp";
 const LOCK: &str = "lock";
@@ -43,6 +46,17 @@ pub enum StoreError {
     /// in another folder.
     #[error("the outbox is damaged: {0}")]
     Corrupt(&'static str),
+    /// A later client wrote it, and nothing was changed: use that one, or begin anew in another folder.
+    #[error(
+        "the outbox file {file} is of format {format}, which this client doesn't read: \
+         a later one wrote it; use that one, or another folder"
+    )]
+    Newer {
+        /// The file's name in the folder.
+        file: String,
+        /// Its format.
+        format: u32,
+    },
     /// The operating system refused; after a refused write the store must be opened again.
     #[error("the outbox can't be {0}: {1}")]
     Io(&'static str, #[source] std::io::Error),
@@ -119,6 +133,12 @@ impl Store {
             .map_err(io("opened"))?;
         let mut content = Vec::new();
         file.read_to_end(&mut content).map_err(io("read"))?;
+        if let Some(format) = format_of(&content)
+            && format > FORMAT
+        {
+            let file = name(newest);
+            return Err(StoreError::Newer { file, format });
+        }
         let (saved, first, good) = replay(&content)?;
         let cut = (content.len() - good) as u64;
         if cut > 0 {
@@ -273,6 +293,12 @@ fn next_record(content: &[u8]) -> Option<(&[u8], &[u8])> {
     }
     let (payload, rest) = rest.split_at(length);
     (crc32fast::hash(payload) == crc).then_some((payload, rest))
+}
+
+/// The format that a file's first bytes name.
+fn format_of(content: &[u8]) -> Option<u32> {
+    let digits = content.strip_prefix(NAME)?.first_chunk::<2>()?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
 }
 
 /// The state a file holds, the length of its beginning, and the length of what is whole.

@@ -98,6 +98,81 @@ fn only_file(folder: &Path) -> PathBuf {
     folder.join(name(found[0]))
 }
 
+/// What a release wrote, once for each format: see docs/upgrades.md.
+const FIXTURE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/outbox-1");
+/// A file of every operation, and one that begins with the state they leave.
+const FIXTURES: [&str; 2] = ["operations", "state"];
+
+fn state_left() -> Saved {
+    let mut saved = Saved::default();
+    every_op().iter().for_each(|op| saved.apply(op));
+    saved
+}
+
+/// A folder with a fixture as its only file.
+fn folder_of(fixture: &str, change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut content = fs::read(Path::new(FIXTURE).join(fixture)).expect("the fixture");
+    change(&mut content);
+    let path = folder.path().join(name(1));
+    fs::write(&path, content).expect("written");
+    (folder, path)
+}
+
+#[test]
+#[ignore = "writes the fixture, once for each format"]
+fn write_the_fixture() {
+    let out = Path::new(FIXTURE);
+    fs::create_dir_all(out.parent().expect("it has one")).expect("made");
+    fs::create_dir(out).expect("remove the folder first, if no release has written it");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut store = Store::open(folder.path()).expect("a new store");
+    store.append(&every_op()).expect("room");
+    drop(store);
+    fs::copy(only_file(folder.path()), out.join(FIXTURES[0])).expect("copied");
+    begin(folder.path(), 2, &state_left()).expect("written");
+    fs::copy(folder.path().join(name(2)), out.join(FIXTURES[1])).expect("copied");
+}
+
+#[test]
+fn an_outbox_of_format_1_is_read_and_written_on() {
+    for fixture in FIXTURES {
+        let (folder, _) = folder_of(fixture, |_| ());
+        let mut store = Store::open(folder.path()).expect("it opens");
+        assert_eq!(
+            (store.saved(), store.cut_bytes()),
+            (&state_left(), 0),
+            "{fixture}"
+        );
+        let more = PersistOp::Epoch { epoch: 9 };
+        store.append(std::slice::from_ref(&more)).expect("room");
+        let mut expected = state_left();
+        expected.apply(&more);
+        drop(store);
+        let store = Store::open(folder.path()).expect("it opens again");
+        assert_eq!(store.saved(), &expected, "{fixture}");
+    }
+}
+
+#[test]
+fn an_outbox_of_a_later_format_is_refused_and_left_as_it_is() {
+    for fixture in FIXTURES {
+        let (folder, path) = folder_of(fixture, |content| content[7] = b'2');
+        let before = fs::read(&path).expect("the file");
+        let error = Store::open(folder.path()).expect_err("it is refused");
+        assert!(
+            matches!(&error, StoreError::Newer { format: 2, .. }),
+            "{error}"
+        );
+        assert!(error.to_string().contains("use that one"), "{error}");
+        assert_eq!(only_file(folder.path()), path);
+        assert!(
+            fs::read(&path).expect("the file") == before,
+            "something was written"
+        );
+    }
+}
+
 #[test]
 fn a_file_torn_at_any_byte_opens_with_what_was_whole() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -60,7 +60,7 @@ impl Bench {
             device: 1,
             session: 1,
             epoch: 1,
-            expires: 0,
+            ..Ready::default()
         }));
     }
 

@@ -345,7 +345,7 @@ impl World {
                     device: 1,
                     session: 1,
                     epoch: 1,
-                    expires: 0,
+                    ..Ready::default()
                 };
                 self.push(c, command.r#ref, Update::Ready(ready));
             }

@@ -18,6 +18,10 @@ pub enum StoreError {
     /// What was read contradicts its checksum or layout: an operator must look.
     #[error("stored bytes are damaged: {0}")]
     Corrupt(String),
+    /// A later release wrote it, and this one has changed nothing: start that release again, or
+    /// restore a backup from before it.
+    #[error("{0}: a later release wrote it; start that one, or restore a backup from before it")]
+    Newer(String),
 }
 
 /// The result of a store call.

@@ -363,6 +363,99 @@ mod tests {
         assert!(decode_state(c, StateKey::Head, 1, &[0; 12]).is_err());
     }
 
+    /// What clusters hold already must go on being read: a change here needs another format.
+    #[test]
+    fn the_stored_bytes_of_format_1_stay() {
+        let hex = |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+        let c = ConversationId(0x00f3);
+        let position = Position {
+            epoch: 2,
+            offset: 0x0102,
+        };
+        let grant = GrantState {
+            grant: 3,
+            role: Role::Admin,
+            visible_from: 2,
+            visible_to: 300,
+        };
+        let state = SenderState {
+            grant: 1,
+            counter: 2,
+            id: MessageKey(3),
+            seq: 4,
+            ts: 5,
+        };
+        let mut text = EventRow::empty(c, 42, position, 1_000, 900);
+        text.user = UserId(0xa1);
+        (text.sender, text.grant, text.counter) = (SenderId(0x1122), 1, 128);
+        (text.id, text.before) = (MessageKey(0xa1b2), Before::Seq(40));
+        (text.kind, text.encoding) = (Kind::Text, Encoding::Zstd);
+        let mut members = EventRow::empty(c, 43, position, 1_000, 900);
+        (members.kind, members.before) = (Kind::Members, Before::Row(state));
+        members.members = Some(Box::new(MembersBody {
+            version: 200,
+            kind: ConversationKind::Channel,
+            title: "News".to_owned(),
+            changes: vec![MemberChange {
+                user: UserId(0xa1),
+                role: Role::Reader,
+                before: grant,
+            }],
+        }));
+        let events = [
+            (
+                text,
+                "011005a1000000000000002211000000000000010200000000000001028001b2a10000000000006402",
+            ),
+            (
+                members,
+                "01030a000000000000000002000000000000010264010203000000000000000405c80102044e65777301a10000000000000001030302ac02",
+            ),
+        ];
+        for (row, stored) in events {
+            let meta = encode_event(&row);
+            assert_eq!(hex(&meta), stored);
+            assert_eq!(decode_event(c, row.seq, row.ts, &meta, b""), Ok(row));
+        }
+        let head = HeadState {
+            seq: 42,
+            ts: 1_000,
+            version: 200,
+            kind: ConversationKind::Group,
+            members: 3,
+        };
+        let states = [
+            (
+                StateKey::Head,
+                StateValue::Head(head),
+                "00 00000002000000000000010201000103c8012a",
+            ),
+            (
+                StateKey::Grant(UserId(0xa1)),
+                StateValue::Grant(grant),
+                "0100000000000000a1 00000002000000000000010201030302ac02",
+            ),
+            (
+                StateKey::Sender(UserId(0xa1), SenderId(0x1122)),
+                StateValue::Sender(state),
+                "0200000000000000a10000000000001122 0000000200000000000001020101010203000000000000000405",
+            ),
+        ];
+        for (key, value, stored) in states {
+            let row = StateRow {
+                conversation: c,
+                key,
+                position,
+                ts: 1_000,
+                value,
+            };
+            let (key_bytes, bytes) = (encode_key(key), encode_state(&row));
+            assert_eq!(format!("{} {}", hex(&key_bytes), hex(&bytes)), stored);
+            assert_eq!(decode_key(&key_bytes), Ok(key));
+            assert_eq!(decode_state(c, key, row.ts, &bytes), Ok(row));
+        }
+    }
+
     /// Cassandra keeps the greater of two values with one timestamp: the one of the later position.
     #[test]
     fn a_later_position_is_the_greater_value() {

@@ -116,12 +116,12 @@ async fn dial(
         };
         let (standing, pause) = match connected {
             Ok((_, theirs)) if theirs.is(&shared.hello) => (Standing::Own, OWN_PAUSE),
-            Ok((connection, theirs)) => match shared.open(theirs.server, address) {
+            Ok((connection, theirs)) => match shared.open(&theirs, address) {
                 Some(link) => {
                     told.clear();
                     backoff = shared.times.retry_min;
                     let server = format!("{:06x}", link.server);
-                    tracing::info!(%address, server, "linked with a server");
+                    tracing::info!(%address, server, version = link.version, "linked with a server");
                     shared
                         .standing()
                         .insert(address, Standing::Linked(link.server));

@@ -20,7 +20,8 @@ pub(super) const MESSAGE_MAX: usize = FRAME_MAX - FRAME_FULL - 64;
 pub(super) const HELLO: u8 = 1;
 /// Instead of a hello: a reason.
 pub(super) const REFUSED: u8 = 2;
-/// A byte of flags, then items to the end.
+/// A byte of flags, then items to the end, each with its length (u32, little-endian) in front: a reader
+/// passes over what a later version brought.
 pub(super) const BATCH: u8 = 3;
 /// A number to give back.
 pub(super) const PING: u8 = 4;
@@ -28,6 +29,9 @@ pub(super) const PING: u8 = 4;
 pub(super) const PONG: u8 = 5;
 /// Nothing but that the sender is there.
 pub(super) const BEAT: u8 = 6;
+
+/// The length in front of an item.
+pub(super) const ITEM_HEAD_BYTES: usize = 4;
 
 /// Where a batch has its flags, from the start of the frame.
 pub(super) const FLAGS_AT: usize = 5;

@@ -10,9 +10,9 @@ use tokio::time::timeout;
 use super::frame::{self, Connection};
 use super::wire::Wire;
 
-/// The layout of messages that this release writes, and the oldest it still can.
+/// The newest layout of messages that this release writes and reads, and the oldest it still can.
 pub(super) const VERSION: u32 = 1;
-const OLDEST: u32 = 1;
+pub(super) const OLDEST: u32 = 1;
 
 /// What every hello begins with: something else that has strayed here is told from an old release.
 const MAGIC: u32 = 0x7469_6469;
@@ -33,6 +33,7 @@ pub(super) struct Hello {
 }
 
 impl Hello {
+    /// Of a server that speaks the versions of this release.
     pub fn new(cluster: &str, server: u32, start: u64, partitions: u32) -> Hello {
         Hello {
             magic: MAGIC,
@@ -48,6 +49,16 @@ impl Hello {
     /// Whether it is the very process that says it.
     pub fn is(&self, other: &Hello) -> bool {
         (self.server, self.start) == (other.server, other.start)
+    }
+
+    /// The version that both speak: the highest that both know. Nothing newer is written to the other.
+    pub fn common(&self, other: &Hello) -> u32 {
+        self.newest.min(other.newest)
+    }
+
+    /// Whether the other may say things that this release has no word for.
+    pub fn is_behind(&self, other: &Hello) -> bool {
+        other.newest > self.newest
     }
 
     /// Why this server doesn't talk to that one.

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures_util::StreamExt;
 use hashbrown::HashMap;
 use tidings_core::ids::Partition;
-use tidings_core::varint::Reader;
+use tidings_core::varint::{Malformed, Reader};
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Duration, Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use super::frame::{self, Connection, Ended};
-use super::hello::{self, HelloError};
+use super::hello::{self, Hello, HelloError};
 use super::item::Item;
 use super::metrics::{add, sub};
 use super::owners::Term;
@@ -113,7 +113,7 @@ async fn serve(
     };
     drop(handshake);
     let error = match met {
-        Ok(Some((server, connection))) => return hear(&shared, server, connection).await,
+        Ok(Some((theirs, connection))) => return hear(&shared, &theirs, connection).await,
         Ok(None) => return,
         Err(error) => error,
     };
@@ -127,7 +127,10 @@ async fn serve(
 }
 
 /// Who is there; nothing when it is this server itself.
-async fn meet(shared: &Shared, stream: TcpStream) -> Result<Option<(u32, Connection)>, HelloError> {
+async fn meet(
+    shared: &Shared,
+    stream: TcpStream,
+) -> Result<Option<(Hello, Connection)>, HelloError> {
     stream.set_nodelay(true)?;
     let within = shared.times.connect;
     let stream = timeout(within, shared.tls.accept(stream))
@@ -135,13 +138,15 @@ async fn meet(shared: &Shared, stream: TcpStream) -> Result<Option<(u32, Connect
         .map_err(|_| HelloError::Late)??;
     let mut connection = Connection::new(stream);
     let theirs = hello::receive(&mut connection, &shared.hello, within).await?;
-    Ok((!theirs.is(&shared.hello)).then_some((theirs.server, connection)))
+    Ok((!theirs.is(&shared.hello)).then_some((theirs, connection)))
 }
 
 /// Hears a server until its connection ends.
-async fn hear(shared: &Arc<Shared>, server: u32, connection: Connection) {
+async fn hear(shared: &Arc<Shared>, theirs: &Hello, connection: Connection) {
+    let server = theirs.server;
     let mut heard = Heard {
         server,
+        is_newer: shared.hello.is_behind(theirs),
         turn: None,
         terms: HashMap::new(),
     };
@@ -162,6 +167,9 @@ async fn hear(shared: &Arc<Shared>, server: u32, connection: Connection) {
 /// One server, as far as one connection says.
 struct Heard {
     server: u32,
+    /// Whether it knows versions that this release doesn't. What it says against the version agreed on
+    /// is passed over: it would only come back and say it again.
+    is_newer: bool,
     /// Nothing until the first frame: the other side may still find that it has a link already.
     turn: Option<Turn>,
     /// Of the sender's routers.
@@ -224,8 +232,12 @@ impl Heard {
                 add(&shared.metrics.batches_in, 1);
                 add(&shared.metrics.bytes_in, frame.len() as u64 + 4);
                 let turn = self.turn.as_ref().ok_or(Ended::Replaced)?;
-                turn.during(|| batch(self.server, &mut self.terms, r, shared))
+                turn.during(|| batch(self.server, self.is_newer, &mut self.terms, r, shared))
                     .ok_or(Ended::Replaced)??;
+                Ok(None)
+            }
+            _ if self.is_newer => {
+                add(&shared.metrics.unknown_skipped, 1);
                 Ok(None)
             }
             _ => Err(Ended::Malformed),
@@ -233,8 +245,24 @@ impl Heard {
     }
 }
 
+/// The next item; nothing when it is one that only later releases know.
+fn item(r: &mut Reader<'_>, is_newer: bool) -> Result<Option<Item>, Malformed> {
+    let head = r.take(frame::ITEM_HEAD_BYTES)?;
+    let length = u32::from_le_bytes(head.try_into().map_err(|_| r.malformed())?);
+    let length = usize::try_from(length).map_err(|_| r.malformed())?;
+    let mut r = Reader::new(r.take(length)?, "item between servers");
+    match Item::get(&mut r) {
+        // Fields that were added behind the last.
+        Ok(item) if r.is_empty() || is_newer => Ok(Some(item)),
+        Err(_) if is_newer => Ok(None),
+        Ok(_) => Err(r.malformed()),
+        Err(malformed) => Err(malformed),
+    }
+}
+
 fn batch(
     server: u32,
+    is_newer: bool,
     terms: &mut HashMap<Partition, Term>,
     mut r: Reader<'_>,
     shared: &Shared,
@@ -245,8 +273,12 @@ fn batch(
     }
     let mut messages = 0;
     while !r.is_empty() {
+        let Some(item) = item(&mut r, is_newer)? else {
+            add(&shared.metrics.unknown_skipped, 1);
+            continue;
+        };
         messages += 1;
-        match Item::get(&mut r)? {
+        match item {
             Item::TookOver { partition, term } => {
                 if !shared.state().owners.contains(partition) {
                     return Err(Ended::Malformed);

@@ -24,6 +24,8 @@ const BUFFER_KEPT: usize = 2 * frame::FRAME_FULL;
 pub(super) struct Link {
     pub server: u32,
     pub address: SocketAddr,
+    /// What both sides speak: nothing that a later version brought goes over this link.
+    pub version: u32,
     pub queue: Queue,
     /// Of the last ping, in microseconds; 0: none yet.
     pub round_trip: AtomicU64,
@@ -158,8 +160,12 @@ impl Batch {
     /// Whether the item isn't too long. If it is, the batch tells of the loss instead.
     fn put(&mut self, buffer: &mut Vec<u8>, item: &Item) -> bool {
         let before = buffer.len();
+        buffer.extend_from_slice(&[0; frame::ITEM_HEAD_BYTES]);
+        let start = buffer.len();
         item.put(buffer);
-        if buffer.len() - before > frame::MESSAGE_MAX {
+        let length = buffer.len() - start;
+        buffer[before..start].copy_from_slice(&(length as u32).to_le_bytes());
+        if length > frame::MESSAGE_MAX {
             buffer.truncate(before);
             self.has_lost |= item.is_to_gateway();
             return false;

@@ -39,6 +39,8 @@ pub struct Metrics {
     pub unowned_dropped: AtomicU64,
     /// Messages of routers dropped because another has taken over since.
     pub stale_dropped: AtomicU64,
+    /// Things that a server of a later release said and this one has no word for: passed over.
+    pub unknown_skipped: AtomicU64,
     /// Batches that told the receiver of a loss.
     pub losses_told: AtomicU64,
     /// Batches that told this server of a loss.

@@ -28,6 +28,7 @@ mod tls;
 mod wire;
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub struct LinkStatus {
     pub server: u32,
     /// Where it was reached.
     pub address: SocketAddr,
+    /// The version of messages that both speak.
+    pub version: u32,
     /// The round trip of the last ping in microseconds; 0: none yet.
     pub round_trip_micros: u64,
 }
@@ -99,7 +102,31 @@ impl StreamPeers {
         partitions: u32,
         local: Arc<InProcessPeers>,
     ) -> Result<StreamPeers, StartError> {
-        let hello = Hello::new(&settings.cluster, server, random()?, partitions);
+        StreamPeers::open_as(
+            settings,
+            server,
+            partitions,
+            local,
+            hello::OLDEST..=hello::VERSION,
+        )
+        .await
+    }
+
+    /// As [`StreamPeers::open`], but speaks these versions: for tests of upgrades, which meet releases
+    /// that aren't there yet.
+    #[doc(hidden)]
+    pub async fn open_as(
+        settings: &Settings,
+        server: u32,
+        partitions: u32,
+        local: Arc<InProcessPeers>,
+        versions: RangeInclusive<u32>,
+    ) -> Result<StreamPeers, StartError> {
+        let hello = Hello {
+            oldest: *versions.start(),
+            newest: *versions.end(),
+            ..Hello::new(&settings.cluster, server, random()?, partitions)
+        };
         if settings.is_alone() {
             let shared = Shared::new(settings, hello, Tls::plain(), local);
             return Ok(StreamPeers {
@@ -164,6 +191,7 @@ impl StreamPeers {
         let status = |link: &Arc<link::Link>| LinkStatus {
             server: link.server,
             address: link.address,
+            version: link.version,
             round_trip_micros: link.round_trip.load(Ordering::Relaxed),
         };
         state.links.values().map(status).collect()

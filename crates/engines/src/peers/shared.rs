@@ -259,7 +259,8 @@ impl Shared {
     // Links.
 
     /// A link to a server, unless there is one.
-    pub fn open(&self, server: u32, address: SocketAddr) -> Option<Arc<Link>> {
+    pub fn open(&self, theirs: &Hello, address: SocketAddr) -> Option<Arc<Link>> {
+        let server = theirs.server;
         let mut state = self.state_mut();
         if state.links.contains_key(&server) {
             return None;
@@ -267,6 +268,7 @@ impl Shared {
         let link = Arc::new(Link {
             server,
             address,
+            version: self.hello.common(theirs),
             queue: Queue::new(self.queue_messages, self.queue_bytes),
             round_trip: Default::default(),
         });

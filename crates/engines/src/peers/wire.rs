@@ -1,8 +1,9 @@
 //! How values are written between servers: fields one after the other in the order of their
 //! declaration, numbers as varints, ids as 8 bytes, no names and no tags but an enum's.
 //!
-//! The layout is that of [`super::hello::VERSION`]: whoever changes a message raises it, so that
-//! two servers of different releases speak what both know or part with a clear word.
+//! The layout is that of [`super::hello::VERSION`]: whoever changes a message raises it, writes the new
+//! one only over links whose [`super::link::Link::version`] has it, and the old one over the others
+//! (docs/upgrades.md). `tests/fixtures/peers-1.hex` has every message as version 1 writes it.
 
 use std::sync::Arc;
 
@@ -353,5 +354,7 @@ enums! {
     }
 }
 
+#[cfg(test)]
+mod fixture;
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,7 @@
 //! Servers of a cluster in one process, with certificates of their own.
 
 use std::net::{SocketAddr, TcpListener};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -89,9 +90,15 @@ pub struct Node {
 
 impl Node {
     pub async fn open(settings: &Settings) -> Node {
+        Node::open_as(settings, 1..=1).await
+    }
+
+    /// One that speaks these versions.
+    pub async fn open_as(settings: &Settings, versions: RangeInclusive<u32>) -> Node {
         let local = Arc::new(InProcessPeers::with_bound(PARTITIONS, 1 << 20));
         let server = draw_server_number().expect("a number");
-        let peers = StreamPeers::open(settings, server, PARTITIONS, Arc::clone(&local))
+        let local_too = Arc::clone(&local);
+        let peers = StreamPeers::open_as(settings, server, PARTITIONS, local_too, versions)
             .await
             .expect("it opens");
         let worker = |n| {

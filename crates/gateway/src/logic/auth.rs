@@ -4,17 +4,21 @@ use tidings_core::ids::{Micros, SessionId};
 use tidings_core::ports::directory::{Revocation, RevocationSubject};
 use tidings_core::ports::registry::SessionEntry;
 use tidings_protocol::wire::{self, update};
-use tidings_protocol::{CloseCode, ErrorCode, VERSION, limits};
+use tidings_protocol::{CloseCode, ErrorCode, Versions, limits};
 
 use super::metrics::shift;
 use super::outbound::{AuthFailure, Outbound, Principal, Slot};
 use super::session::{AUTHENTICATING, CLOSING, READY, REAUTH_TOLD, seconds};
 use super::{GatewayCore, Refusal};
 
+/// What a client speaks that has a ticket in the place of `auth`: there it can't say.
+const VERSION_OF_TICKETS: u32 = 1;
+
 impl GatewayCore {
     pub(super) fn hello<O: Outbound>(&mut self, out: &mut O, slot: Slot) {
         let hello = wire::Hello {
-            version: VERSION,
+            version: self.settings.versions.newest,
+            oldest: self.settings.versions.oldest_said(),
             heartbeat_ms: (self.settings.heartbeat / 1000) as u32,
             server_time: self.now,
             limits: Some(wire::Limits {
@@ -40,7 +44,10 @@ impl GatewayCore {
             return;
         };
         let first = !session.is(READY);
-        if first && auth.version != VERSION {
+        let theirs = Versions::said(auth.version, auth.oldest);
+        let common = self.settings.versions.common(theirs);
+        // What a session speaks is said once: a later `auth` is only a token.
+        if first && common.is_none() {
             return self.close(out, slot, CloseCode::Version);
         }
         if session.is(AUTHENTICATING) {
@@ -76,7 +83,9 @@ impl GatewayCore {
             return;
         }
         session.set(AUTHENTICATING, true);
-        session.rare().auth_ref = r#ref;
+        let rare = session.rare();
+        rare.auth_ref = r#ref;
+        rare.version = common.filter(|_| first).unwrap_or_default();
         let id = session.id;
         match first {
             true => self.sign_in(out, slot, auth.token, auth.device),
@@ -89,7 +98,8 @@ impl GatewayCore {
         let auth = wire::Auth {
             token: ticket.to_owned(),
             device: String::new(),
-            version: VERSION,
+            version: VERSION_OF_TICKETS,
+            oldest: 0,
         };
         self.auth(out, slot, 0, auth);
     }
@@ -112,7 +122,9 @@ impl GatewayCore {
             return;
         }
         session.set(AUTHENTICATING, false);
-        let r#ref = std::mem::take(&mut session.rare().auth_ref);
+        let rare = session.rare();
+        let r#ref = std::mem::take(&mut rare.auth_ref);
+        let version = std::mem::take(&mut rare.version);
         let result = result.and_then(|p| {
             if p.expires <= self.now {
                 Err(AuthFailure::Expired)
@@ -121,14 +133,14 @@ impl GatewayCore {
             }
         });
         match (result, session.is(READY)) {
-            (Ok(principal), false) => self.admit(out, slot, r#ref, &principal),
+            (Ok(principal), false) => self.admit(out, slot, (r#ref, version), &principal),
             (Ok(principal), true) if principal.user == session.user => {
                 session.sign_in = principal.sign_in;
                 session.issued = seconds(principal.issued);
                 session.expires = seconds(principal.expires);
                 session.set(REAUTH_TOLD, false);
                 session.due = 0;
-                self.ready(out, slot, r#ref);
+                self.ready(out, slot, r#ref, 0);
             }
             (Ok(_), true) => self.close(out, slot, CloseCode::Forbidden),
             (Err(failure), true) => self.refuse(out, slot, failure_refusal(failure, r#ref)),
@@ -149,7 +161,13 @@ impl GatewayCore {
         }
     }
 
-    fn admit<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, principal: &Principal) {
+    fn admit<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        slot: Slot,
+        (r#ref, version): (u64, u32),
+        principal: &Principal,
+    ) {
         let Some(session) = self.sessions.get_mut(slot) else {
             return;
         };
@@ -178,7 +196,7 @@ impl GatewayCore {
         self.sessions.link(slot);
         shift(&self.metrics.sessions, 1);
         out.admitted(slot);
-        self.ready(out, slot, r#ref);
+        self.ready(out, slot, r#ref, version);
         let (user, device, gateway) = (principal.user, principal.device, self.settings.gateway);
         out.put_session(
             SessionEntry {
@@ -192,7 +210,7 @@ impl GatewayCore {
         self.begin_opening(out, slot);
     }
 
-    fn ready<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64) {
+    fn ready<O: Outbound>(&mut self, out: &mut O, slot: Slot, r#ref: u64, version: u32) {
         let Some(session) = self.sessions.get(slot) else {
             return;
         };
@@ -202,6 +220,8 @@ impl GatewayCore {
             session: session.id.0,
             epoch: self.settings.epoch,
             expires: Micros::from(session.expires) * 1_000_000,
+            // Clients that know of version 1 only don't look for it.
+            version: if version > 1 { version } else { 0 },
         };
         self.update(out, slot, r#ref, update::Update::Ready(ready));
         self.tell_modes(out, slot);

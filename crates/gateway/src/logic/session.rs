@@ -94,6 +94,8 @@ pub(super) struct Rare {
     pub forbidden: u32,
     /// The `ref` of the `auth` that is being checked.
     pub auth_ref: u64,
+    /// The version that its first `auth` came to, until `ready` tells it.
+    pub version: u32,
     /// Until when its sends are refused, since one was: those behind it in its outbox would only be gaps.
     pub shed_until: Micros,
     /// Since when the session is lagging.
@@ -114,6 +116,7 @@ impl Rare {
             && self.asks.is_idle(now)
             && self.forbidden == 0
             && self.auth_ref == 0
+            && self.version == 0
             && self.lagging_since == 0
             && self.shed_until <= now
     }

@@ -1,7 +1,7 @@
 //! What a worker's logic is told once.
 
 use tidings_core::ids::{ConversationId, GatewayId, Micros, Partition};
-use tidings_protocol::limits;
+use tidings_protocol::{Versions, limits};
 
 /// One second in microseconds.
 pub(super) const SECOND: Micros = 1_000_000;
@@ -11,6 +11,8 @@ pub(super) const SECOND: Micros = 1_000_000;
 pub struct Settings {
     /// This worker.
     pub gateway: GatewayId,
+    /// The versions of the schema it speaks. Only tests of upgrades change them.
+    pub versions: Versions,
     /// How many partitions the log has.
     pub partitions: u32,
     /// The log's epoch, told in `ready` and `sync_done`.
@@ -62,6 +64,7 @@ impl Settings {
         let ms = |ms: u32| Micros::from(ms) * 1000;
         Settings {
             gateway,
+            versions: Versions::OURS,
             partitions,
             epoch: 1,
             session_base: 1,

@@ -8,4 +8,5 @@ mod memory;
 mod modes;
 mod outside;
 mod property;
+mod versions;
 mod world;

@@ -151,6 +151,7 @@ impl Client {
             token: token.to_owned(),
             device: String::new(),
             version: 1,
+            oldest: 0,
         };
         client.command(Command::Auth(auth));
         client.until("ready", |u| matches!(u, Update::Ready(_)));

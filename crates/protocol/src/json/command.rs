@@ -44,6 +44,7 @@ fn request<'a>(fields: &mut Fields<'a>, r#ref: u64) -> Result<Request<'a>> {
             token: f.string("token")?,
             device: f.string("device")?,
             version: f.number32("version")?,
+            oldest: f.number32("oldest")?,
         }),
         "delivered" => C::Delivered(Delivered {
             conversation: f.id("conversation")?,
@@ -172,6 +173,7 @@ pub(crate) fn write_command(c: &Command, out: &mut Vec<u8>) {
             o.text("token", &c.token);
             o.text("device", &c.device);
             o.number("version", c.version);
+            o.number_unless_0("oldest", c.oldest);
             o.close();
         }
         C::Send(c) => {

@@ -28,6 +28,7 @@ pub(crate) fn write_update(u: &Update, out: &mut Vec<u8>) {
         U::Hello(u) => {
             let mut o = open(out, "hello");
             o.number("version", u.version);
+            o.number_unless_0("oldest", u.oldest);
             o.number("heartbeat_ms", u.heartbeat_ms);
             o.number("server_time", u.server_time);
             if let Some(limits) = &u.limits {
@@ -42,6 +43,7 @@ pub(crate) fn write_update(u: &Update, out: &mut Vec<u8>) {
             o.id("session", u.session);
             o.number("epoch", u.epoch);
             o.number("expires", u.expires);
+            o.number_unless_0("version", u.version);
             o.close();
         }
         U::Ack(ack) => write_ack(u.r#ref, ack, out),
@@ -258,6 +260,7 @@ pub(crate) fn update(text: &str) -> Result<Update> {
             heartbeat_ms: f.number32("heartbeat_ms")?,
             server_time: f.number("server_time")?,
             limits: f.raw("limits").map(limits).transpose()?,
+            oldest: f.number32("oldest")?,
         }),
         "ready" => U::Ready(Ready {
             user: f.id("user")?,
@@ -265,6 +268,7 @@ pub(crate) fn update(text: &str) -> Result<Update> {
             session: f.id("session")?,
             epoch: f.number32("epoch")?,
             expires: f.number("expires")?,
+            version: f.number32("version")?,
         }),
         "sync_page" => U::SyncPage(SyncPage {
             conversation: f.id("conversation")?,

@@ -122,6 +122,7 @@ pub fn commands() -> Vec<(&'static str, Command)> {
                 token: "a.b.c".into(),
                 device: "Anna's phone".into(),
                 version: 1,
+                oldest: 0,
             }),
         ),
         ("send", C::Send(send())),
@@ -205,6 +206,15 @@ pub fn commands() -> Vec<(&'static str, Command)> {
             }),
         ),
         ("ping", C::Ping(Ping {})),
+        (
+            "auth-versions",
+            C::Auth(Auth {
+                token: "a.b.c".into(),
+                device: "Anna's phone".into(),
+                version: 3,
+                oldest: 1,
+            }),
+        ),
     ]
     .into_iter()
     .zip(0..)
@@ -275,6 +285,7 @@ pub fn updates() -> Vec<(&'static str, Update)> {
                 heartbeat_ms: 25_000,
                 server_time: 1_764_000_000_000_000,
                 limits: Some(limits),
+                oldest: 0,
             }),
         ),
         (
@@ -285,6 +296,7 @@ pub fn updates() -> Vec<(&'static str, Update)> {
                 session: 0x9f3c_2b1a_0000_0007,
                 epoch: 1,
                 expires: 1_764_000_900_000_000,
+                version: 0,
             }),
         ),
         ("ack", U::Ack(ack)),
@@ -402,6 +414,27 @@ pub fn updates() -> Vec<(&'static str, Update)> {
                 feature: Feature::Presence.into(),
                 state: FeatureState::Reduced.into(),
                 since: 1_764_000_000_000_000,
+            }),
+        ),
+        (
+            "hello-versions",
+            U::Hello(Hello {
+                version: 3,
+                heartbeat_ms: 25_000,
+                server_time: 1_764_000_000_000_000,
+                limits: Some(limits),
+                oldest: 1,
+            }),
+        ),
+        (
+            "ready-version",
+            U::Ready(Ready {
+                user: ANNA,
+                device: 0xd1,
+                session: 0x9f3c_2b1a_0000_0007,
+                epoch: 1,
+                expires: 1_764_000_900_000_000,
+                version: 2,
             }),
         ),
     ]

@@ -232,6 +232,12 @@ impl EngineFigures {
                 &peers.stale_dropped,
             ),
             (
+                "chat_peers_unknown_skipped",
+                "Things that a server of a later release said and this one has no word for: passed over.",
+                Counter,
+                &peers.unknown_skipped,
+            ),
+            (
                 "chat_peers_losses_told",
                 "Batches that told the receiver of a loss.",
                 Counter,

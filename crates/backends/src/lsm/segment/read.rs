@@ -60,8 +60,8 @@ impl Segment {
         let (offset, len_and_format) = trailer_fields(&mut r).map_err(|e| fail(&e.to_string()))?;
         let (footer_len, format) = (len_and_format as u32, (len_and_format >> 32) as u32);
         if format != FORMAT {
-            return Err(fail(&format!(
-                "written in format {format}, this version reads {FORMAT}"
+            return Err(StoreError::Newer(format!(
+                "the store's segment {name} is of format {format}, this release reads {FORMAT}"
             )));
         }
         if offset.checked_add(u64::from(footer_len)) != Some(start) {

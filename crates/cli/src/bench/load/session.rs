@@ -270,6 +270,7 @@ impl Clients {
                     token: self.sessions[at].token.clone(),
                     device: "bench".into(),
                     version: VERSION,
+                    oldest: 0,
                 };
                 self.command(at, vec![Command::Auth(auth)]);
             }

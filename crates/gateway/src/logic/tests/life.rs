@@ -113,6 +113,7 @@ fn anything_but_auth_before_auth_is_a_policy_violation_and_does_nothing() {
         token: "1/10".to_owned(),
         device: String::new(),
         version: 1,
+        oldest: 0,
     };
     let of = |command| wire::Command {
         r#ref: 0,
@@ -150,6 +151,7 @@ fn tokens_that_are_not_good_close_with_what_to_do() {
         token: "1/1".to_owned(),
         device: String::new(),
         version: 99,
+        oldest: 0,
     };
     world.command(slot, 0, Command::Auth(auth));
     assert_eq!(world.closed(slot), Some(CloseCode::Version));

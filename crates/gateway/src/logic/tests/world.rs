@@ -102,6 +102,7 @@ impl World {
             token: token.to_owned(),
             device: "test".to_owned(),
             version: tidings_protocol::VERSION,
+            oldest: 0,
         };
         self.command(slot, 1, Command::Auth(auth));
     }
