@@ -309,7 +309,7 @@ fn a_silent_server_is_left() {
     let mut bench = complete();
     bench.synced(1, 1, 0, vec![join(1)]);
     bench.rest.clear();
-    bench.pass(61 * SECOND);
+    bench.pass(46 * SECOND);
     assert!(bench.rest.is_empty());
     let pings = bench
         .commands
@@ -321,6 +321,23 @@ fn a_silent_server_is_left() {
         bench.rest[..],
         [Output::Disconnect, Output::Connect { .. }]
     ));
+}
+
+#[test]
+fn who_waits_for_an_answer_leaves_a_silent_server_sooner() {
+    let mut bench = complete();
+    bench.synced(1, 1, 0, vec![join(1)]);
+    bench.pass(20 * SECOND);
+    bench.rest.clear();
+    bench.write();
+    bench.pass(14 * SECOND);
+    assert!(
+        !bench.rest.contains(&Output::Disconnect),
+        "{:?}",
+        bench.rest
+    );
+    bench.pass(2 * SECOND);
+    assert!(bench.rest.contains(&Output::Disconnect));
 }
 
 #[test]

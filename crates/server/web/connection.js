@@ -9,6 +9,8 @@ const BACKOFF_LAST_MS = 30_000;
 const READY_WITHIN_MS = 15_000;
 // What comes back within this after a ping says that the connection lives.
 const PONG_WITHIN_MS = 10_000;
+// Who has said something and hears nothing asks after this much silence.
+const UNHEARD_MAX_MS = 5_000;
 // Sooner when the browser has just said that its network went or came.
 const PROBE_WITHIN_MS = 3_000;
 // Within this after `reauth_required` a fresh token is fetched.
@@ -78,6 +80,7 @@ export class Connection {
   put(commands) {
     this.socket.send(JSON.stringify(commands.length === 1 ? commands[0] : commands));
     this.sentAt = performance.now();
+    this.unheardAt ||= this.sentAt;
   }
 
   connect() {
@@ -86,7 +89,7 @@ export class Connection {
     this.socket = null;
     old?.close();
     const now = performance.now();
-    Object.assign(this, { state: "connecting", openedAt: now, sentAt: now, deadline: 0, leaveAt: 0, comeBackAt: 0, heartbeat: 25_000 });
+    Object.assign(this, { state: "connecting", openedAt: now, sentAt: now, unheardAt: 0, deadline: 0, leaveAt: 0, comeBackAt: 0, heartbeat: 25_000 });
     const socket = new WebSocket(this.url, SUBPROTOCOL);
     this.socket = socket;
     // A socket that was given up may still say something; only the present one counts.
@@ -96,7 +99,7 @@ export class Connection {
   }
 
   heard(data) {
-    this.deadline = 0;
+    this.deadline = this.unheardAt = 0;
     let updates;
     try {
       updates = JSON.parse(data);
@@ -192,7 +195,8 @@ export class Connection {
     if (!this.ready) return;
     if (this.deadline && now > this.deadline) return this.closed(1006);
     if (this.leaveAt && now > this.leaveAt) return this.closed(1012);
-    if (!this.deadline && now - this.sentAt >= this.heartbeat) {
+    const unheard = this.unheardAt && now - this.unheardAt >= UNHEARD_MAX_MS;
+    if (!this.deadline && (unheard || now - this.sentAt >= this.heartbeat)) {
       this.put([{ type: "ping", ref: this.ref() }]);
       this.deadline = now + PONG_WITHIN_MS;
     }

@@ -19,6 +19,10 @@ const STABLE_AFTER: u64 = 10 * SECOND;
 const SIGN_IN_WITHIN: u64 = 10 * SECOND;
 /// The longest delay a server's word counts for; beyond it the client tries by itself.
 const TOLD_DELAY_MAX: u64 = 300 * SECOND;
+/// Who has said something and hears nothing asks after this much silence.
+const UNHEARD_MAX: u64 = 5 * SECOND;
+/// A server that doesn't answer within this is taken for dead (docs/protocol.md, "Heartbeats").
+const ANSWERS_WITHIN: u64 = 10 * SECOND;
 /// A quiet client says something this often: well within the server's patience.
 const PING_EVERY: u64 = STALE_AFTER_MS as u64 * 1000 * 2 / 5;
 
@@ -48,9 +52,12 @@ pub(super) struct Link {
     not_before: u64,
     /// When the server said to come back.
     pub(super) come_back_at: Option<u64>,
-    pub(super) last_heard: u64,
-    pub(super) last_sent: u64,
-    pinged: bool,
+    last_heard: u64,
+    last_sent: u64,
+    /// When the first of what was said since then went out.
+    unheard: Option<u64>,
+    /// When the server was asked whether it is there.
+    asked: Option<u64>,
     asked_token: bool,
     heartbeat: u64,
     /// Server time less the driver's.
@@ -66,6 +73,19 @@ impl Link {
 
     pub(super) fn up(&self) -> bool {
         matches!(self.state, State::Ready { .. } | State::SigningIn { .. })
+    }
+
+    /// A frame came: a sign of life.
+    pub(super) fn heard(&mut self, now: u64) {
+        self.last_heard = now;
+        self.unheard = None;
+        self.asked = None;
+    }
+
+    /// Something went out.
+    pub(super) fn said(&mut self, now: u64) {
+        self.last_sent = now;
+        self.unheard.get_or_insert(now);
     }
 
     /// The time by the server's clock, which a wrong clock of the device doesn't touch.
@@ -102,8 +122,7 @@ impl ClientCore {
             return;
         }
         self.link.state = State::SigningIn { since: now };
-        self.link.last_heard = now;
-        self.link.pinged = false;
+        self.link.heard(now);
         self.link.come_back_at = None;
         self.sign_in();
         self.flush_commands(now);
@@ -285,15 +304,18 @@ impl ClientCore {
         }
     }
 
-    /// After this much silence the connection is taken for dead: two heartbeats and a half.
-    fn silence_max(&self) -> u64 {
-        self.heartbeat() * 5 / 2
+    /// When the server is asked whether it is there: sooner by who waits for an answer.
+    fn asks_at(&self) -> u64 {
+        let silent = self.link.last_heard + self.heartbeat() * 3 / 2;
+        let unheard = self.link.unheard.map_or(silent, |at| at + UNHEARD_MAX);
+        silent.min(unheard)
     }
 
     pub(super) fn tick_link(&mut self, now: u64) {
-        let dead = match self.link.state {
-            State::SigningIn { since } => now >= since + SIGN_IN_WITHIN,
-            State::Ready { .. } => now >= self.link.last_heard + self.silence_max(),
+        let dead = match (self.link.state, self.link.asked) {
+            (State::SigningIn { since }, _) => now >= since + SIGN_IN_WITHIN,
+            (State::Ready { .. }, Some(asked)) => now >= asked + ANSWERS_WITHIN,
+            (State::Ready { .. }, None) => false,
             _ => return,
         };
         if dead {
@@ -305,10 +327,8 @@ impl ClientCore {
         if !self.link.ready() {
             return;
         }
-        if now < self.link.last_heard + self.heartbeat() * 3 / 2 {
-            self.link.pinged = false;
-        } else if !self.link.pinged {
-            self.link.pinged = true;
+        if self.link.asked.is_none() && now >= self.asks_at() {
+            self.link.asked = Some(now);
             self.command(command::Command::Ping(wire::Ping {}));
         }
         if now >= self.link.last_sent + PING_EVERY && self.commands.is_empty() {
@@ -320,12 +340,9 @@ impl ClientCore {
         match self.link.state {
             State::SigningIn { since } => Some(since + SIGN_IN_WITHIN),
             State::Ready { .. } => {
-                let silence = if self.link.pinged {
-                    self.silence_max()
-                } else {
-                    self.heartbeat() * 3 / 2
-                };
-                Some((self.link.last_heard + silence).min(self.link.last_sent + PING_EVERY))
+                let asked = self.link.asked.map(|asked| asked + ANSWERS_WITHIN);
+                let next = asked.unwrap_or_else(|| self.asks_at());
+                Some(next.min(self.link.last_sent + PING_EVERY))
             }
             _ => None,
         }

@@ -362,7 +362,7 @@ impl ClientCore {
         if !self.link.up() {
             return;
         }
-        self.link.last_heard = now;
+        self.link.heard(now);
         for update in frame.updates {
             let Some(content) = update.update else {
                 continue;
@@ -545,7 +545,7 @@ impl ClientCore {
             frame.commands.push(command);
         }
         self.outputs.push(Output::Frame(frame));
-        self.link.last_sent = now;
+        self.link.said(now);
     }
 
     /// The most bytes a command takes in a frame; JSON may write one byte of a body as six.

@@ -696,11 +696,7 @@ fn a_question_that_waits_for_the_store_holds_up_no_message() {
     let (load, keys) = asked.expect("a read");
     assert_eq!(keys, [StateKey::Grant(UserId(2))]);
     router.records(log.by_ref().take(1).collect(), clock);
-    assert_eq!(
-        router.counters.accepted,
-        3,
-        "while the store says nothing"
-    );
+    assert_eq!(router.counters.accepted, 3, "while the store says nothing");
     router.records(log.collect(), clock);
     assert_eq!(router.counters.accepted, 4);
 
