@@ -191,7 +191,7 @@ fn sealed(columns: &[&[u8]], lie: Option<(usize, u64, u8)>) -> Vec<u8> {
 /// # Errors
 /// When it isn't one.
 pub fn describe(segment: &[u8]) -> Result<Vec<u8>, Malformed> {
-    let bad = Malformed { what: "segment" };
+    let bad = Malformed::of("segment");
     let start = segment.len().checked_sub(TRAILER).ok_or(bad)?;
     let mut trailer = Reader::new(&segment[start..], "segment");
     let footer = trailer.fixed64()? as usize;
@@ -258,7 +258,7 @@ pub fn describe_store(segments: &[Vec<u8>], journal: Option<&[u8]>) -> Result<Ve
 
 /// The columns of a stored block, inflated.
 fn columns(block: &[u8]) -> Result<Vec<Vec<u8>>, Malformed> {
-    let bad = Malformed { what: "block" };
+    let bad = Malformed::of("block");
     let body = block.get(..block.len().saturating_sub(4)).ok_or(bad)?;
     let mut r = Reader::new(body, "block");
     let mut heads = Vec::new();

@@ -36,6 +36,7 @@ use crate::router::flight::Flights;
 use crate::router::{Config, Counters, Work};
 use crate::rows::{CursorRow, EventRow, StateKey, StateRow};
 use crate::sequencer::{self, Verdict};
+use crate::varint::Malformed;
 
 /// So many that wait for a conversation have what they need read at once.
 const READ_TOGETHER: usize = 100;
@@ -144,9 +145,17 @@ pub enum Effect {
     },
     /// A record that can't be read was made an empty event, or skipped when not even its
     /// conversation is known: an operator should see it.
+    ///
+    /// It goes to [`crate::ports::dead_letters::DeadLetters::put`], and nothing here waits for it.
     DeadLetter {
         /// Where it stands in the log.
         position: Position,
+        /// When it was appended.
+        appended: Micros,
+        /// Of which conversation, if that much can be read.
+        conversation: Option<ConversationId>,
+        /// What can't be read, and where.
+        reason: String,
         /// Its bytes.
         payload: Bytes,
     },
@@ -241,15 +250,13 @@ impl Router {
 
     /// One record: at once if its rows are known, else behind the others that wait.
     fn route(&mut self, record: Committed) {
+        let content = Record::decode(&record.payload).map(|r| r.content);
         let Some(conversation) = Record::conversation_of(&record.payload) else {
-            self.counters.dead_letters += 1;
-            self.out.push(Effect::DeadLetter {
-                position: record.position,
-                payload: record.payload,
-            });
+            if let Err(error) = content {
+                self.set_aside(record, None, error);
+            }
             return;
         };
-        let content = Record::decode(&record.payload).ok().map(|r| r.content);
         self.take_in(conversation, Work::Record { record, content });
     }
 
@@ -308,13 +315,13 @@ impl Router {
     fn perform(&mut self, id: ConversationId, work: Work) {
         match work {
             Work::Record { record, content } => match content {
-                Some(Content::Send(send)) => {
+                Ok(Content::Send(send)) => {
                     self.decide_send(id, record.position, record.appended, send)
                 }
-                Some(Content::Membership(change)) => {
+                Ok(Content::Membership(change)) => {
                     self.decide_membership(id, record.position, record.appended, change)
                 }
-                None => self.decide_unreadable(id, record),
+                Err(error) => self.decide_unreadable(id, record, error),
             },
             Work::Open {
                 gateway,
@@ -395,22 +402,28 @@ impl Router {
 
     /// A record of a later version or with damaged bytes: an empty event keeps the order
     /// gapless for everybody, whatever the router that meets it can read.
-    fn decide_unreadable(&mut self, id: ConversationId, record: Committed) {
-        self.counters.dead_letters += 1;
+    fn decide_unreadable(&mut self, id: ConversationId, record: Committed, error: Malformed) {
+        let position = record.position;
         let conversation = self.conversations.get_mut(&id).expect("take_in() made it");
-        let row = conversation.apply_unreadable(id, record.position, record.appended);
+        let row = conversation.apply_unreadable(id, position, record.appended);
+        self.set_aside(record, Some(id), error);
+        self.accepted(id, position, row, &[StateKey::Head], Default::default(), 0);
+    }
+
+    fn set_aside(
+        &mut self,
+        record: Committed,
+        conversation: Option<ConversationId>,
+        error: Malformed,
+    ) {
+        self.counters.dead_letters += 1;
         self.out.push(Effect::DeadLetter {
             position: record.position,
+            appended: record.appended,
+            conversation,
+            reason: Record::why_unreadable(&record.payload, error),
             payload: record.payload,
         });
-        self.accepted(
-            id,
-            record.position,
-            row,
-            &[StateKey::Head],
-            Default::default(),
-            0,
-        );
     }
 
     /// 3 store: the event row now, the rows of state once it and all earlier ones are confirmed.

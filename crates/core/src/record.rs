@@ -222,6 +222,9 @@ pub struct Committed {
 const SEND: u8 = 1;
 const MEMBERSHIP: u8 = 2;
 
+/// What every record begins with: its type, and its conversation.
+const PREFIX_BYTES: usize = 9;
+
 impl Record {
     /// The stored bytes: tag, conversation, then the fields in the order of their declaration.
     pub fn encode(&self, out: &mut Vec<u8>) {
@@ -255,12 +258,73 @@ impl Record {
         })
     }
 
+    /// Why a payload can't be read, for whoever looks at a dead letter: the record's type if it's
+    /// none of ours, else what the decoder met and where.
+    pub fn why_unreadable(payload: &[u8], error: Malformed) -> String {
+        if payload.len() < PREFIX_BYTES {
+            let n = payload.len();
+            return format!(
+                "{n} bytes are too few for a record: its conversation takes {PREFIX_BYTES}"
+            );
+        }
+        match payload[0] {
+            SEND | MEMBERSHIP => error.to_string(),
+            tag => format!("a record of type {tag}, which this version does not know"),
+        }
+    }
+
+    /// The fields of a payload from the front as far as they can be read, for people.
+    pub fn outline(payload: &[u8]) -> Vec<(&'static str, String)> {
+        let mut fields = Vec::new();
+        // Where it ends early, what was read stays.
+        _ = outline(&mut Reader::new(payload, "log record"), &mut fields);
+        fields
+    }
+
     /// The conversation alone, for a record whose content can't be read.
     pub fn conversation_of(payload: &[u8]) -> Option<ConversationId> {
         let mut r = Reader::new(payload, "log record");
         r.byte().ok()?;
         r.fixed64().ok().map(ConversationId)
     }
+}
+
+/// [`Record::outline`]; numbers are shown whether or not they are known ones.
+fn outline(r: &mut Reader<'_>, fields: &mut Vec<(&'static str, String)>) -> Result<(), Malformed> {
+    let tag = r.byte()?;
+    let name = match tag {
+        SEND => "send".to_owned(),
+        MEMBERSHIP => "change of members".to_owned(),
+        other => format!("{other}, not known"),
+    };
+    fields.push(("type", name));
+    fields.push(("conversation", format!("{:016x}", r.fixed64()?)));
+    match tag {
+        SEND => {
+            for name in ["user", "sender", "id", "previous"] {
+                fields.push((name, format!("{:016x}", r.fixed64()?)));
+            }
+            for name in ["grant", "counter"] {
+                fields.push((name, r.varint()?.to_string()));
+            }
+            for name in ["once", "kind", "encoding"] {
+                fields.push((name, r.byte()?.to_string()));
+            }
+            for name in ["gateway", "session", "taken", "body bytes"] {
+                fields.push((name, r.varint()?.to_string()));
+            }
+        }
+        MEMBERSHIP => {
+            fields.push(("version", r.varint()?.to_string()));
+            fields.push(("by", format!("{:016x}", r.fixed64()?)));
+            fields.push(("kind", r.byte()?.to_string()));
+            let title = String::from_utf8_lossy(r.bytes()?);
+            fields.push(("title", title.escape_debug().to_string()));
+            fields.push(("changes", r.varint()?.to_string()));
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 impl Send {
@@ -406,6 +470,31 @@ mod tests {
         prop_oneof![send, membership]
     }
 
+    #[test]
+    fn the_reason_says_what_and_where() {
+        let check = |payload: &[u8], says: &str| {
+            let payload = Bytes::copy_from_slice(payload);
+            let error = Record::decode(&payload).expect_err("it can't be read");
+            assert_eq!(Record::why_unreadable(&payload, error), says);
+        };
+        check(
+            b"",
+            "0 bytes are too few for a record: its conversation takes 9",
+        );
+        check(
+            &[SEND, 1, 2, 3],
+            "4 bytes are too few for a record: its conversation takes 9",
+        );
+        check(
+            &[9; 20],
+            "a record of type 9, which this version does not know",
+        );
+        check(
+            &[SEND; 20],
+            "log record: bytes end early or hold an unknown value, seen after 17 of them",
+        );
+    }
+
     proptest! {
         #[test]
         fn what_is_appended_is_what_is_read(conversation: u64, content in content()) {
@@ -421,8 +510,13 @@ mod tests {
         fn cut_or_damaged_records_are_errors_and_nothing_worse(content in content(), cut: prop::sample::Index, flip: prop::sample::Index, bits in 1..255u8) {
             let mut payload = Vec::new();
             Record { conversation: ConversationId(7), content }.encode(&mut payload);
+            let whole = Record::outline(&payload);
             let short = Bytes::copy_from_slice(&payload[..cut.index(payload.len())]);
-            prop_assert!(Record::decode(&short).is_err());
+            let error = Record::decode(&short).expect_err("it is cut");
+            prop_assert!(error.at.is_some_and(|at| at <= short.len()));
+            prop_assert!(!Record::why_unreadable(&short, error).is_empty());
+            let readable = Record::outline(&short);
+            prop_assert!(whole.starts_with(&readable), "{readable:?}");
             let at = flip.index(payload.len());
             payload[at] ^= bits;
             _ = Record::decode(&Bytes::from(payload));

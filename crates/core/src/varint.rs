@@ -4,10 +4,23 @@ use bytes::Bytes;
 
 /// Stored or received bytes that don't follow their layout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{what}: bytes end early or hold an unknown value")]
+#[error("{what}: bytes end early or hold an unknown value{}", seen(*.at))]
 pub struct Malformed {
     /// Which layout was expected.
     pub what: &'static str,
+    /// How many bytes had been read until then, where they are read front to back.
+    pub at: Option<usize>,
+}
+
+impl Malformed {
+    /// Of bytes that aren't read front to back.
+    pub const fn of(what: &'static str) -> Malformed {
+        Malformed { what, at: None }
+    }
+}
+
+fn seen(at: Option<usize>) -> String {
+    at.map_or_else(String::new, |at| format!(", seen after {at} of them"))
 }
 
 /// Appends `value` in 7-bit groups, lowest first: 1 byte below 128, at most 10.
@@ -29,18 +42,26 @@ pub fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
 #[derive(Clone, Copy)]
 pub struct Reader<'a> {
     rest: &'a [u8],
+    len: usize,
     what: &'static str,
 }
 
 impl<'a> Reader<'a> {
     /// A reader over `bytes`, whose errors name `what`.
     pub fn new(bytes: &'a [u8], what: &'static str) -> Self {
-        Reader { rest: bytes, what }
+        Reader {
+            rest: bytes,
+            len: bytes.len(),
+            what,
+        }
     }
 
     /// The error of this layout.
     pub fn malformed(&self) -> Malformed {
-        Malformed { what: self.what }
+        Malformed {
+            what: self.what,
+            at: Some(self.len - self.rest.len()),
+        }
     }
 
     /// Whether everything was read.

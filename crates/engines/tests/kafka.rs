@@ -1,5 +1,7 @@
 //! The log on Kafka, against the brokers of `cluster/stack`.
 
+#[path = "kafka_parts/dead_letters.rs"]
+mod dead_letters;
 #[path = "kafka_parts/load.rs"]
 mod load;
 #[path = "kafka_parts/mod.rs"]

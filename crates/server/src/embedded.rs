@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
+use tidings_backends::dead_letters::FolderDeadLetters;
 use tidings_backends::disk::RealDisk;
 use tidings_backends::file_log::{self, FileLog};
 use tidings_backends::lsm::{LsmStore, Options};
@@ -14,6 +15,7 @@ use tidings_backends::sqlite::{SqliteDirectory, SqliteSettings};
 use tidings_core::ids::{Partition, Position};
 use tidings_core::in_process::{InProcessMembers, InProcessPeers, InProcessRegistry};
 use tidings_core::ports::BoxFuture;
+use tidings_core::ports::dead_letters::DeadLetters;
 use tidings_core::ports::directory::Conversations;
 use tidings_core::ports::log::Log;
 use tidings_core::ports::ownership::{Change, Ownership};
@@ -21,7 +23,7 @@ use tidings_protocol::wire::Feature;
 
 use crate::config::Config;
 use crate::metrics::Page;
-use crate::parts::{Figures, Keeper, Part, Parts};
+use crate::parts::{Figures, Keeper, Part, Parts, Replaying};
 use crate::system;
 
 /// The only partition of the embedded log.
@@ -102,6 +104,7 @@ pub fn parts(config: &Config) -> anyhow::Result<Parts> {
     Ok(Parts {
         epoch: storage.log.end(PARTITION).epoch,
         ownership: Arc::new(AlwaysOwner::default()),
+        dead_letters: dead_letters(config),
         members: Arc::new(InProcessMembers::new(directory.clone())),
         directory,
         registry: Arc::new(InProcessRegistry::new(system::now)),
@@ -114,6 +117,24 @@ pub fn parts(config: &Config) -> anyhow::Result<Parts> {
         log: storage.log.clone(),
         store: storage.store.clone(),
         keeper: Box::new(storage),
+    })
+}
+
+/// The dead letters, which may be read while a server sets some aside.
+pub fn dead_letters(config: &Config) -> Arc<dyn DeadLetters> {
+    Arc::new(FolderDeadLetters::new(
+        &config.data.dir.join("dead-letters"),
+    ))
+}
+
+/// What dead letters are replayed with, while no server runs.
+pub fn replaying(config: &Config) -> anyhow::Result<Replaying> {
+    let storage = storage(config).context("dead letters are replayed while no server runs")?;
+    Ok(Replaying {
+        dead_letters: dead_letters(config),
+        log: storage.log,
+        store: storage.store,
+        is_routed: false,
     })
 }
 

@@ -1,10 +1,12 @@
 //! What the `tidings` binary is made of: configuration, accounts, the HTTP API, the start and the end.
 
 pub mod admin;
+pub mod aside;
 pub mod auth;
 #[cfg(feature = "cluster")]
 pub mod cluster;
 pub mod config;
+pub mod dead_letters;
 pub mod embedded;
 pub mod http;
 pub mod metrics;

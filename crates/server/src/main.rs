@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use tidings::config::{self, Flags, Loaded};
+use tidings::dead_letters::{self, At, KeyArg, Outcome};
+use tidings_core::ids::Partition;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -55,6 +57,8 @@ enum Command {
     Config(SettingsArgs),
     /// Make an API key for a server of yours; it is printed once
     ApiKey(ApiKey),
+    /// Look at records that could not be read, and replay those that can be read now
+    DeadLetters(DeadLetters),
     /// Store what the log holds, trim and merge the files of a server that doesn't run, and print their sizes
     Compact(SettingsArgs),
     Replay(tidings_cli::replay::Args),
@@ -97,6 +101,49 @@ enum ApiKeyCommand {
     Create {
         /// What it is for
         name: String,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+}
+
+#[derive(Args)]
+struct DeadLetters {
+    #[command(subcommand)]
+    what: DeadLettersCommand,
+}
+
+#[derive(Subcommand)]
+enum DeadLettersCommand {
+    /// List them in the order of partition and position
+    List {
+        /// How many at most
+        #[arg(long, value_name = "N", default_value_t = 100)]
+        limit: usize,
+        /// Only those behind this one
+        #[arg(long, value_name = "PARTITION/EPOCH:OFFSET")]
+        after: Option<KeyArg>,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Show one: what can be read of it, and its bytes
+    Show {
+        /// The log's partition
+        partition: u32,
+        /// EPOCH:OFFSET, as the list has it
+        position: At,
+        /// Print all bytes, however many there are
+        #[arg(long)]
+        whole: bool,
+        #[command(flatten)]
+        settings: SettingsArgs,
+    },
+    /// Append their records again, if this program can read them
+    Replay {
+        /// The log's partition
+        partition: u32,
+        /// EPOCH:OFFSET, as the list has it
+        #[arg(required = true)]
+        positions: Vec<At>,
         #[command(flatten)]
         settings: SettingsArgs,
     },
@@ -180,6 +227,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 tidings::offline::create_api_key(&settings.load()?.config, &name)?
             );
         }
+        Command::DeadLetters(DeadLetters { what }) => return look_at_dead_letters(what),
         Command::Replay(args) => return tidings_cli::replay::run(args),
         Command::Journeys(args) => return tidings_cli::journeys::run(args),
         Command::Bench(args) => return tidings_cli::bench::run(args),
@@ -195,6 +243,51 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             println!("store      {:>12} bytes", sizes.store);
             println!("directory  {:>12} bytes", sizes.directory);
             println!("blobs      {:>12} bytes", sizes.blobs);
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn look_at_dead_letters(command: DeadLettersCommand) -> anyhow::Result<ExitCode> {
+    logging()?;
+    match command {
+        DeadLettersCommand::List {
+            limit,
+            after,
+            settings,
+        } => {
+            let config = settings.load()?.config;
+            let after = after.map(|KeyArg(key)| key);
+            for line in dead_letters::list(&config, after, limit)? {
+                println!("{line}");
+            }
+        }
+        DeadLettersCommand::Show {
+            partition,
+            position,
+            whole,
+            settings,
+        } => {
+            let key = (Partition(partition), position.0);
+            let config = settings.load()?.config;
+            for line in dead_letters::show(&config, key, whole)? {
+                println!("{line}");
+            }
+        }
+        DeadLettersCommand::Replay {
+            partition,
+            positions,
+            settings,
+        } => {
+            let keys = positions.iter().map(|at| (Partition(partition), at.0));
+            let config = settings.load()?.config;
+            let outcomes = dead_letters::replay(&config, keys.collect())?;
+            for outcome in &outcomes {
+                println!("{outcome}");
+            }
+            if outcomes.iter().any(Outcome::is_refused) {
+                anyhow::bail!("not all of them were replayed");
+            }
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -19,6 +19,7 @@ use tidings_gateway::logic::{GatewayMetrics, LATENCY_BOUNDS};
 use tidings_gateway::worker::{Pool, Stats};
 use tidings_protocol::{CloseCode, ErrorCode, Named};
 
+use crate::aside::Aside;
 use crate::modes::{FEATURES, Modes};
 use crate::parts::{Breaker, Part};
 use crate::routed::Routed;
@@ -42,6 +43,8 @@ pub struct Sources {
     pub routers: Arc<Routers>,
     /// What waits for members without a session.
     pub waiting: Arc<Waiting>,
+    /// Records that can't be read.
+    pub aside: Arc<Aside>,
     /// How the features are.
     pub modes: Arc<Modes>,
     /// Whose circuit breakers are shown.
@@ -338,6 +341,16 @@ impl Figures {
             "chat_dead_letters",
             "Records that could not be read.",
             router.dead_letters,
+        )?;
+        page.counter(
+            "chat_dead_letters_set_aside",
+            "Dead letters that `tidings dead-letters` shows.",
+            self.0.aside.set_aside.load(Ordering::Relaxed),
+        )?;
+        page.counter(
+            "chat_dead_letters_not_set_aside",
+            "Dead letters that are in the log only: all tries to set them aside failed.",
+            self.0.aside.failed.load(Ordering::Relaxed),
         )?;
         page.counter(
             "chat_inbox_marks",

@@ -41,7 +41,7 @@ pub fn migrate(config: &Config, wait: Duration) -> anyhow::Result<Vec<String>> {
     runtime.block_on(parts::waiting(wait, || parts::migrate(config)))
 }
 
-fn runtime() -> anyhow::Result<Runtime> {
+pub(crate) fn runtime() -> anyhow::Result<Runtime> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde_json::Value;
 use tidings_core::in_process::InProcessPeers;
 use tidings_core::ports::BoxFuture;
+use tidings_core::ports::dead_letters::DeadLetters;
 use tidings_core::ports::directory::Directory;
 use tidings_core::ports::log::Log;
 use tidings_core::ports::members::MemberLists;
@@ -28,6 +29,8 @@ pub struct Parts {
     pub ownership: Arc<dyn Ownership>,
     /// Rows.
     pub store: Arc<dyn Store>,
+    /// Records that can't be read.
+    pub dead_letters: Arc<dyn DeadLetters>,
     /// Who is who.
     pub directory: Arc<dyn Directory>,
     /// Who is in a conversation, near at hand.
@@ -112,6 +115,46 @@ pub async fn directory(config: &Config) -> anyhow::Result<(Arc<dyn Directory>, P
         }
         #[cfg(feature = "cluster")]
         Mode::Cluster => Box::pin(crate::cluster::directory(config)).await,
+        #[cfg(not(feature = "cluster"))]
+        Mode::Cluster => Err(without_cluster()),
+    }
+}
+
+/// What dead letters are replayed with.
+pub struct Replaying {
+    /// The letters.
+    pub dead_letters: Arc<dyn DeadLetters>,
+    /// Where their records are appended again.
+    pub log: Arc<dyn Log>,
+    /// What is known of their senders.
+    pub store: Arc<dyn Store>,
+    /// Whether a server routes what is appended meanwhile; else the next start does.
+    pub is_routed: bool,
+}
+
+/// Opens the dead letters alone, to be read.
+///
+/// # Errors
+/// As [`open`].
+pub async fn dead_letters(config: &Config) -> anyhow::Result<Arc<dyn DeadLetters>> {
+    match config.server.mode {
+        Mode::Embedded => Ok(embedded::dead_letters(config)),
+        #[cfg(feature = "cluster")]
+        Mode::Cluster => Box::pin(crate::cluster::dead_letters(config)).await,
+        #[cfg(not(feature = "cluster"))]
+        Mode::Cluster => Err(without_cluster()),
+    }
+}
+
+/// Opens what dead letters are replayed with.
+///
+/// # Errors
+/// As [`open`].
+pub async fn replaying(config: &Config) -> anyhow::Result<Replaying> {
+    match config.server.mode {
+        Mode::Embedded => embedded::replaying(config),
+        #[cfg(feature = "cluster")]
+        Mode::Cluster => Box::pin(crate::cluster::replaying(config)).await,
         #[cfg(not(feature = "cluster"))]
         Mode::Cluster => Err(without_cluster()),
     }

@@ -19,6 +19,7 @@ use tidings_core::ids::{GatewayId, Micros, Partition, Position};
 use tidings_core::in_process::rest;
 use tidings_core::path::{Effect, Router};
 use tidings_core::ports::BoxFuture;
+use tidings_core::ports::dead_letters::DeadLetter;
 use tidings_core::ports::directory::Directory;
 use tidings_core::ports::log::{Log, LogError};
 use tidings_core::ports::peers::{Peers, ToRouter};
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::aside::{Aside, Letters};
 use crate::waiting::Waiting;
 
 /// How many bytes of records one read of the log gathers at most.
@@ -64,6 +66,8 @@ pub struct Parts {
     pub peers: Arc<dyn Peers>,
     /// What is done for members without a session.
     pub waiting: Arc<Waiting>,
+    /// Where records go that can't be read.
+    pub aside: Arc<Aside>,
     /// Microseconds since 1970.
     pub clock: fn() -> Micros,
     /// The router's bounds.
@@ -108,7 +112,15 @@ enum Input {
     /// What was put, and what to tell of the same members now.
     CursorsStored(Vec<CursorRow>, Vec<CursorRow>),
     CursorsRefused(Vec<CursorRow>),
+    /// The dead letter of this position is set aside or given up.
+    SetAside(Position),
     Done,
+}
+
+/// What a router has asked for and has no answer to.
+struct Open {
+    tasks: FuturesUnordered<BoxFuture<'static, Input>>,
+    letters: Letters,
 }
 
 /// Routes one partition until `stop` says so, then settles what is stored.
@@ -126,7 +138,10 @@ pub async fn run(
     let end = parts.log.end(partition);
     let mut router = Router::new(partition, committed, end, parts.config.clone());
     parts.peers.took_over(partition, end);
-    let mut tasks: FuturesUnordered<BoxFuture<'static, Input>> = FuturesUnordered::new();
+    let mut open = Open {
+        tasks: FuturesUnordered::new(),
+        letters: Letters::new(parts.aside.clone()),
+    };
     let mut reading: Option<BoxFuture<'static, _>> = None;
     let mut messages = Vec::new();
     // While another router may be at work: messages that wait until it is known where the log ends after
@@ -175,21 +190,22 @@ pub async fn run(
                     }
                 }
             }
-            Some(input) = tasks.next(), if !tasks.is_empty() => apply(&mut router, input, parts),
+            Some(input) = open.tasks.next(), if !open.tasks.is_empty() => apply(&mut router, input, parts, &mut open.letters),
             _ = tick.tick() => {
                 router.tick((parts.clock)());
                 ticks = ticks.wrapping_add(1);
                 if ticks.is_multiple_of(SETTLE_TICKS) {
                     rest();
-                    let again = settle_again(router.settled_position(), partition, parts);
-                    if let Some(input) = now_or_later(again, &mut tasks) {
-                        apply(&mut router, input, parts);
+                    let settled = open.letters.committable(router.settled_position());
+                    let again = settle_again(settled, partition, parts);
+                    if let Some(input) = now_or_later(again, &mut open.tasks) {
+                        apply(&mut router, input, parts, &mut open.letters);
                     }
                 }
             }
             _ = stop.changed() => break,
         }
-        perform(&mut router, partition, parts, &mut tasks);
+        perform(&mut router, partition, parts, &mut open);
         show(&router, &gauge, parts, partition);
     }
     parts.peers.resigned(partition);
@@ -197,15 +213,19 @@ pub async fn run(
     // the less is applied again.
     let leaving = async {
         while !router.leave((parts.clock)()) {
-            perform(&mut router, partition, parts, &mut tasks);
-            match tasks.next().await {
-                Some(input) => apply(&mut router, input, parts),
+            perform(&mut router, partition, parts, &mut open);
+            match open.tasks.next().await {
+                Some(input) => apply(&mut router, input, parts, &mut open.letters),
                 None => break,
             }
         }
-        perform(&mut router, partition, parts, &mut tasks);
-        while tasks.next().await.is_some() {}
-        settle_again(router.settled_position(), partition, parts).await
+        perform(&mut router, partition, parts, &mut open);
+        while let Some(input) = open.tasks.next().await {
+            apply(&mut router, input, parts, &mut open.letters);
+            start_letters(&mut router, parts, &mut open);
+        }
+        let settled = open.letters.committable(router.settled_position());
+        settle_again(settled, partition, parts).await
     };
     _ = tokio::time::timeout(SETTLE_AT_END_MAX, leaving).await;
     Ok(())
@@ -253,7 +273,7 @@ fn show(router: &Router, gauge: &Gauge, parts: &Parts, partition: Partition) {
     );
 }
 
-fn apply(router: &mut Router, input: Input, parts: &Parts) {
+fn apply(router: &mut Router, input: Input, parts: &Parts, letters: &mut Letters) {
     let now = (parts.clock)();
     match input {
         Input::EventsStored(flight, ok) => router.events_stored(flight, ok, now),
@@ -264,18 +284,15 @@ fn apply(router: &mut Router, input: Input, parts: &Parts) {
         Input::CursorsRead(load, rows) => router.cursors_read(load, rows, now),
         Input::CursorsStored(rows, stored) => router.cursors_stored(rows, &stored, now),
         Input::CursorsRefused(rows) => router.cursors_refused(rows, now),
+        Input::SetAside(position) => letters.done(position),
         Input::Done => {}
     }
 }
 
 /// Performs effects until there are none; what doesn't answer at once becomes a task.
-fn perform(
-    router: &mut Router,
-    partition: Partition,
-    parts: &Parts,
-    tasks: &mut FuturesUnordered<BoxFuture<'static, Input>>,
-) {
+fn perform(router: &mut Router, partition: Partition, parts: &Parts, open: &mut Open) {
     loop {
+        start_letters(router, parts, open);
         let effects: Vec<Effect> = router.effects().collect();
         if effects.is_empty() {
             return;
@@ -294,19 +311,44 @@ fn perform(
                     parts.waiting.told(&row, is_small);
                     continue;
                 }
-                Effect::DeadLetter { position, payload } => {
+                Effect::DeadLetter {
+                    position,
+                    appended,
+                    conversation,
+                    reason,
+                    payload,
+                } => {
+                    let bytes = payload.len();
                     tracing::error!(
+                        ?partition,
                         ?position,
-                        bytes = payload.len(),
-                        "a record can't be read and is set aside"
+                        bytes,
+                        reason,
+                        "a record can't be read"
                     );
+                    let key = (partition, position);
+                    let letter = DeadLetter::new(key, appended, conversation, reason, payload);
+                    open.letters.take(letter);
                     continue;
+                }
+                Effect::Settle(position) => {
+                    settle(open.letters.committable(position), partition, parts)
                 }
                 effect => call(effect, partition, parts),
             };
-            if let Some(input) = now_or_later(call, tasks) {
-                apply(router, input, parts);
+            if let Some(input) = now_or_later(call, &mut open.tasks) {
+                apply(router, input, parts, &mut open.letters);
             }
+        }
+    }
+}
+
+/// Begins with the letters that have their turn.
+fn start_letters(router: &mut Router, parts: &Parts, open: &mut Open) {
+    while let Some(call) = open.letters.next() {
+        let call = Box::pin(async move { Input::SetAside(call.await) });
+        if let Some(input) = now_or_later(call, &mut open.tasks) {
+            apply(router, input, parts, &mut open.letters);
         }
     }
 }
@@ -424,7 +466,6 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
                 None => Input::CursorsRefused(rows),
             }
         }),
-        Effect::Settle(position) => settle(position, partition, parts),
         Effect::ReadState {
             load,
             conversation,
@@ -490,6 +531,7 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
         Effect::Send { .. }
         | Effect::Broadcast(_)
         | Effect::FannedOut { .. }
+        | Effect::Settle(_)
         | Effect::DeadLetter { .. } => {
             unreachable!("performed by the caller")
         }

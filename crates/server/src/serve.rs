@@ -17,6 +17,7 @@ use tidings_gateway::tls::Tls;
 use tokio::sync::watch;
 
 use crate::admin::{self, Health};
+use crate::aside::Aside;
 use crate::auth::{Auth, AuthError, AuthSettings, ExternalAlgorithm, ExternalKey, Verdict};
 use crate::config::Config;
 use crate::http::{self, App, AppParts};
@@ -166,8 +167,10 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
     ))?);
     let (stop, stopped) = watch::channel(false);
     let waiting = Arc::new(Waiting::default());
+    let routing_parts = routing_parts(&parts, waiting.clone());
+    let aside = routing_parts.aside.clone();
     let (routing, routers) = routers::start(
-        routing_parts(&parts, waiting.clone()),
+        routing_parts,
         parts.ownership.clone(),
         parts.local.clone(),
         stopped.clone(),
@@ -240,6 +243,7 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
             routed,
             routers: routers.clone(),
             waiting,
+            aside,
             modes,
             parts: health_parts,
             peers: parts.local.counts(),
@@ -304,6 +308,7 @@ pub(crate) fn routing_parts(parts: &Parts, waiting: Arc<Waiting>) -> routing::Pa
         directory: parts.directory.clone(),
         peers: parts.peers.clone(),
         waiting,
+        aside: Arc::new(Aside::new(parts.dead_letters.clone(), system::random)),
         clock: system::now,
         config: Default::default(),
     }

@@ -119,7 +119,7 @@ struct Stored<'a> {
 
 /// Takes a stored block apart. Fails on a wrong checksum, and on a layout that can't be.
 pub fn unseal(stored: &Bytes) -> Result<Vec<Bytes>, Malformed> {
-    let damaged = Malformed { what: WHAT };
+    let damaged = Malformed::of(WHAT);
     let open = |column: Stored<'_>| match column.form {
         PLAIN if column.raw == column.bytes.len() => Ok(stored.slice_ref(column.bytes)),
         CONSTANT if column.bytes.len() == 1 => Ok(vec![column.bytes[0]; column.raw].into()),
@@ -140,13 +140,11 @@ pub fn stored_lengths(stored: &[u8]) -> Result<Vec<usize>, Malformed> {
 }
 
 fn layout(stored: &[u8]) -> Result<Vec<Stored<'_>>, Malformed> {
-    let damaged = Malformed { what: WHAT };
+    let damaged = Malformed::of(WHAT);
     let body_len = stored.len().checked_sub(4).ok_or(damaged)?;
     let (body, sum) = stored.split_at(body_len);
     if crc32fast::hash(body).to_le_bytes() != sum {
-        return Err(Malformed {
-            what: "block (its checksum is wrong)",
-        });
+        return Err(Malformed::of("block (its checksum is wrong)"));
     }
     let mut r = Reader::new(body, WHAT);
     let count = r.varint()? as usize;

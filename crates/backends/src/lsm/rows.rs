@@ -307,14 +307,14 @@ impl RowBlock {
         let columns: &[Bytes; COLUMNS] = columns
             .as_slice()
             .try_into()
-            .map_err(|_| Malformed { what: WHAT })?;
+            .map_err(|_| Malformed::of(WHAT))?;
         let mut decoder = Decoder {
             columns: std::array::from_fn(|i| Reader::new(&columns[i], WHAT)),
             context: Context::default(),
         };
         let total = columns[Column::Tags as usize].len();
         if total > ROWS_MAX {
-            return Err(Malformed { what: WHAT });
+            return Err(Malformed::of(WHAT));
         }
         let mut rows: Vec<Row> = Vec::with_capacity(total);
         while !decoder.column(Column::Runs).is_empty() {
@@ -325,7 +325,7 @@ impl RowBlock {
             for _ in 0..len {
                 let row = decoder.row(conversation)?;
                 if rows.last().is_some_and(|last| last.key() >= row.key()) {
-                    return Err(Malformed { what: WHAT });
+                    return Err(Malformed::of(WHAT));
                 }
                 rows.push(row);
             }
@@ -418,7 +418,7 @@ impl<'a> Decoder<'a> {
         user: UserId,
         seq: Seq,
     ) -> Result<(StateKey, StateValue), Malformed> {
-        let malformed = Malformed { what: WHAT };
+        let malformed = Malformed::of(WHAT);
         let last_grant = self.context.grant;
         let sender_id = if tag == TAG_SENDER {
             self.column(Column::Senders).fixed64()?

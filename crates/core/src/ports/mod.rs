@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 pub mod blobs;
+pub mod dead_letters;
 pub mod directory;
 pub mod disk;
 pub mod log;

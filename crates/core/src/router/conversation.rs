@@ -136,7 +136,7 @@ impl Conversation {
         };
         match work {
             Work::Record {
-                content: Some(Content::Send(send)),
+                content: Ok(Content::Send(send)),
                 ..
             } => {
                 grant(send.user);
@@ -145,7 +145,7 @@ impl Conversation {
                 }
             }
             Work::Record {
-                content: Some(Content::Membership(change)),
+                content: Ok(Content::Membership(change)),
                 ..
             } => {
                 // One event may name a user twice; the row is read once.
@@ -155,7 +155,10 @@ impl Conversation {
                     }
                 }
             }
-            Work::Record { content: None, .. } | Work::Head => {}
+            Work::Record {
+                content: Err(_), ..
+            }
+            | Work::Head => {}
             Work::Open { user, .. } | Work::Cursor(CursorRow { user, .. }) => {
                 grant(*user);
                 if self.members.get(*user).and_then(Member::cursor).is_none() {

@@ -9,11 +9,14 @@ pub(crate) mod receipts;
 pub(crate) mod rows_map;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod unreadable;
 
 use crate::ids::{GatewayId, Micros, UserId};
 use crate::record::{Committed, Content};
 use crate::rows::CursorRow;
 use crate::sequencer::Verdict;
+use crate::varint::Malformed;
 
 /// The router's bounds and delays. Times are microseconds.
 #[derive(Clone, Debug)]
@@ -133,10 +136,10 @@ impl Counters {
 /// What waits for a conversation's rows, in order.
 #[derive(Debug)]
 pub(crate) enum Work {
-    /// A record; no content: it can't be read.
+    /// A record, or why it can't be read.
     Record {
         record: Committed,
-        content: Option<Content>,
+        content: Result<Content, Malformed>,
     },
     /// A gateway asks how the conversation stands for a user.
     Open {

@@ -13,6 +13,7 @@
 mod append;
 mod commits;
 mod context;
+mod dead_letters;
 mod metrics;
 mod migrate;
 mod ownership;
@@ -45,6 +46,7 @@ use positions::{Ends, Positions, Question, ask};
 use read::{Ask, Reader, Wait};
 use start::{Cluster, blocking, of_config};
 
+pub use dead_letters::KafkaDeadLetters;
 pub use metrics::Metrics;
 pub use migrate::migrate;
 pub use ownership::KafkaOwnership;
@@ -55,6 +57,8 @@ pub use settings::Settings;
 const MESSAGES: usize = 0;
 /// The appender's number of the topic of marks.
 const PENDING: usize = 1;
+/// The appender's number of the topic of dead letters.
+const DEAD_LETTERS: usize = 2;
 /// How long [`KafkaLog::check`] waits for an answer.
 const CHECK: Duration = Duration::from_millis(900);
 /// How long a shutdown waits for the last commits.
@@ -114,7 +118,11 @@ impl KafkaLog {
             name: name.to_owned(),
             partitions,
         };
-        let topics = vec![target(&settings.topic), target(&settings.pending_topic)];
+        let topics = vec![
+            target(&settings.topic),
+            target(&settings.pending_topic),
+            target(&settings.dead_letter_topic),
+        ];
         let consumer = |context: Context| -> Result<BaseConsumer<Context>, KafkaError> {
             settings
                 .consumer(&settings.group)

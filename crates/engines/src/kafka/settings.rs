@@ -29,7 +29,7 @@ pub struct Settings {
     pub pending_topic: String,
     /// The consumer group that works the marks off.
     pub pending_group: String,
-    /// The topic for records that can't be stored.
+    /// The topic for records that can't be read (`tidings dead-letters`).
     pub dead_letter_topic: String,
     /// How long `migrate` lets the topics keep records, in hours; less than 168 (7 days) is refused.
     pub retention_hours: u32,

@@ -11,11 +11,12 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tidings_core::in_process::InProcessPeers;
 use tidings_core::ports::BoxFuture;
+use tidings_core::ports::dead_letters::DeadLetters;
 use tidings_core::ports::directory::Directory;
 use tidings_core::ports::log::Log;
 use tidings_engines::StartError;
 use tidings_engines::cassandra::{self, CassandraStore};
-use tidings_engines::kafka::{self, KafkaLog, KafkaOwnership, Pending};
+use tidings_engines::kafka::{self, KafkaDeadLetters, KafkaLog, KafkaOwnership, Pending};
 use tidings_engines::peers::{StreamPeers, draw_server_number};
 use tidings_engines::postgres::{self, PostgresDirectory};
 use tidings_engines::redis::RedisRegistry;
@@ -23,7 +24,7 @@ use tidings_engines::s3::{self, S3Blobs};
 
 use crate::config::Config;
 use crate::embedded::make_private;
-use crate::parts::{Keeper, Parts};
+use crate::parts::{Keeper, Parts, Replaying};
 use crate::system;
 
 use figures::EngineFigures;
@@ -64,6 +65,7 @@ pub async fn parts(config: &Config) -> anyhow::Result<Parts> {
             ownership: ownership.clone(),
             peers: peers.clone(),
         }),
+        dead_letters: Arc::new(KafkaDeadLetters::of(&log)),
         members: Arc::new(CachedMembers {
             cache: registry.membership(),
             directory: directory.clone(),
@@ -77,6 +79,26 @@ pub async fn parts(config: &Config) -> anyhow::Result<Parts> {
         local,
         server,
         keys,
+    })
+}
+
+/// The dead letters alone.
+pub async fn dead_letters(config: &Config) -> anyhow::Result<Arc<dyn DeadLetters>> {
+    let log = KafkaLog::open(config.kafka.clone()).await?;
+    Ok(Arc::new(KafkaDeadLetters::of(&log)))
+}
+
+/// What dead letters are replayed with. Nothing of it joins the group of routers.
+pub async fn replaying(config: &Config) -> anyhow::Result<Replaying> {
+    let (log, store) = tokio::try_join!(
+        KafkaLog::open(config.kafka.clone()),
+        CassandraStore::open(config.cassandra.clone()),
+    )?;
+    Ok(Replaying {
+        dead_letters: Arc::new(KafkaDeadLetters::of(&log)),
+        log: Arc::new(log),
+        store: Arc::new(store),
+        is_routed: true,
     })
 }
 

@@ -42,6 +42,7 @@ mod accounts;
 mod bad_input;
 mod clients;
 mod conversations;
+mod dead_letters;
 mod life;
 mod limits;
 mod messages;

@@ -166,8 +166,7 @@ struct Decoder<'a> {
 
 impl<'a> Decoder<'a> {
     fn new(columns: &'a [Bytes]) -> Result<Self, Malformed> {
-        let columns: &[Bytes; COLUMNS] =
-            columns.try_into().map_err(|_| Malformed { what: WHAT })?;
+        let columns: &[Bytes; COLUMNS] = columns.try_into().map_err(|_| Malformed::of(WHAT))?;
         let bodies = columns[Column::Bodies as usize].clone();
         let mut decoder = Decoder {
             columns: std::array::from_fn(|i| Reader::new(&columns[i], WHAT)),
@@ -204,7 +203,7 @@ impl<'a> Decoder<'a> {
     fn run(mut self) -> Result<EventBlock, Malformed> {
         let total = self.column(Column::Kinds).rest().len();
         if total > ROWS_MAX {
-            return Err(Malformed { what: WHAT });
+            return Err(Malformed::of(WHAT));
         }
         self.block.rows.reserve_exact(total);
         while !self.column(Column::Runs).is_empty() {
@@ -217,7 +216,7 @@ impl<'a> Decoder<'a> {
                 .last()
                 .is_none_or(|r| r.conversation < conversation);
             if len == 0 || len > (total - start) as u64 || !in_order {
-                return Err(Malformed { what: WHAT });
+                return Err(Malformed::of(WHAT));
             }
             let end = start + len as usize;
             self.block.runs.push(Run {
@@ -234,12 +233,12 @@ impl<'a> Decoder<'a> {
         if self.block.rows.len() == total {
             Ok(self.block)
         } else {
-            Err(Malformed { what: WHAT })
+            Err(Malformed::of(WHAT))
         }
     }
 
     fn row(&mut self, in_run: bool, version: &mut u64) -> Result<Compact, Malformed> {
-        let malformed = Malformed { what: WHAT };
+        let malformed = Malformed::of(WHAT);
         let kind = Kind::from_number(self.column(Column::Kinds).byte()?).ok_or(malformed)?;
         let encoding =
             Encoding::from_number(self.column(Column::Encodings).byte()?).ok_or(malformed)?;
@@ -369,7 +368,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn members(&mut self, who: u32, last_version: &mut u64) -> Result<u32, Malformed> {
-        let malformed = Malformed { what: WHAT };
+        let malformed = Malformed::of(WHAT);
         let own = self.block.who[who as usize].0;
         let extra = self.column(Column::Extra);
         let version = undelta(extra.varint()?, last_version.wrapping_add(1));
