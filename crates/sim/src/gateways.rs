@@ -352,12 +352,10 @@ impl World {
 
     /// A router's message arrives. What it says by itself counts only until another has taken over; peers
     /// have to see to that. Else a zombie's old head would call a client complete that isn't. What it
-    /// says by the log is true, and taken.
+    /// says by the log is true, and taken. It stays so when the other one is gone as well: peers keep the
+    /// greatest term.
     pub fn gateway_heard(&mut self, router: usize, gateway: usize, message: ToGateway) {
-        let partition = self.router_partitions[router];
-        let owner = self.owners[partition as usize];
-        let is_zombie = owner.is_some_and(|owner| owner != router);
-        if is_zombie && !message.is_of_log() && !self.has(Bug::AnswersOfZombie) {
+        if self.is_former(router) && !message.is_of_log() && !self.has(Bug::AnswersOfZombie) {
             return;
         }
         let life = self.gateways[gateway].life;

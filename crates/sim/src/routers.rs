@@ -159,6 +159,12 @@ impl World {
         }
     }
 
+    /// Whether another router has taken its partition over since, whatever became of that one.
+    pub fn is_former(&self, router: usize) -> bool {
+        let partition = &self.router_partitions[router];
+        self.router_partitions[router + 1..].contains(partition)
+    }
+
     /// The server a router runs on.
     pub fn server_of(&self, router: usize) -> Option<usize> {
         self.routers[router].as_ref().map(|node| node.server)
