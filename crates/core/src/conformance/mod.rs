@@ -2,6 +2,7 @@
 
 pub mod blobs;
 pub mod directory;
+pub mod faults;
 pub mod log;
 pub mod registry;
 pub mod store;
