@@ -2,6 +2,8 @@
 
 #[path = "kafka_parts/load.rs"]
 mod load;
+#[path = "kafka_parts/lost.rs"]
+mod lost;
 #[path = "kafka_parts/mod.rs"]
 mod parts;
 mod stack;
