@@ -1,7 +1,11 @@
 //! The store on a real Cassandra of three nodes (`cluster/stack up cassandra`).
 
+#[path = "cassandra/lost.rs"]
+mod lost;
 #[path = "cassandra/support.rs"]
 mod support;
+#[path = "stack/way.rs"]
+mod way;
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};

@@ -4,6 +4,8 @@
 mod dead_letters;
 #[path = "kafka_parts/load.rs"]
 mod load;
+#[path = "kafka_parts/lost.rs"]
+mod lost;
 #[path = "kafka_parts/mod.rs"]
 mod parts;
 mod stack;

@@ -281,8 +281,8 @@ impl World {
                 continue;
             };
             let session = self.connections[connection].session;
-            let entered = self.registry.get(&name);
-            if !entered.is_some_and(|all| all.iter().any(|one| one.1 == session)) {
+            let entered = self.registry.of(name);
+            if !entered.iter().any(|one| one.1 == session) {
                 self.broken.push(format!(
                     "device {name:x} has session {session:?}, the registry says {entered:?}"
                 ));

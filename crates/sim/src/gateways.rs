@@ -21,6 +21,7 @@ use tidings_verify::history::Part;
 
 use crate::Bug;
 use crate::net::{Connection, Written};
+use crate::registry::{Entered, Fate};
 use crate::store::{Call, Reply};
 use crate::world::{Asker, Event, GatewayInput, MS, SECOND, START, World};
 
@@ -56,7 +57,7 @@ enum Effect {
     Authenticate(SessionId, String),
     LoadUser(UserId),
     Read(u64, Call),
-    Session(SessionEntry),
+    Session(SessionEntry, bool),
     SessionGone(SessionId),
 }
 
@@ -148,9 +149,7 @@ impl Outbound for Out<'_> {
     }
 
     fn put_session(&mut self, entry: SessionEntry, is_new: bool) {
-        if is_new {
-            self.effects.push(Effect::Session(entry));
-        }
+        self.effects.push(Effect::Session(entry, is_new));
     }
 
     fn remove_session(&mut self, _user: UserId, session: SessionId, _at: Micros) {
@@ -289,24 +288,12 @@ impl World {
             Effect::Read(request, call) => {
                 self.ask_store(Asker::Gateway(gateway, life, request), call);
             }
-            Effect::Session(entry) => {
-                let entered = (gateway, entry.session);
-                let devices = &mut self.gateways[gateway].devices;
-                devices.insert(entry.session, entry.device.0);
-                let sessions = self.registry.entry(entry.device.0).or_default();
-                if sessions.contains(&entered) {
-                    return; // A sign of life.
-                }
-                let older = sessions.clone();
-                sessions.push(entered);
-                for (old, session) in older {
-                    let life = self.gateways[old].life;
-                    let input = GatewayInput::End(session, CloseCode::Replaced);
-                    self.after(5 * MS, Event::Gateway(old, life, input));
-                }
-            }
+            Effect::Session(entry, is_new) => self.session_comes(gateway, entry, is_new),
             Effect::SessionGone(session) => {
-                if let Some(device) = self.gateways[gateway].devices.remove(&session) {
+                let device = self.gateways[gateway].devices.remove(&session);
+                // Now and then it is never told: the entry stays.
+                let is_lost = !self.healing && self.random.permille(30);
+                if let Some(device) = device.filter(|_| !is_lost) {
                     let delay = self.random.below(4 * SECOND);
                     self.after(delay, Event::SessionGone(device, session));
                 }
@@ -314,12 +301,40 @@ impl World {
         }
     }
 
+    /// A session is entered in the registry, or gives a sign of life, which enters it again where it is
+    /// missing. A new one whose call is answered ends those of its device that came before it.
+    fn session_comes(&mut self, gateway: usize, entry: SessionEntry, is_new: bool) {
+        let (device, entered) = (entry.device.0, (gateway, entry.session));
+        let devices = &mut self.gateways[gateway].devices;
+        devices.insert(entry.session, device);
+        if !self.healing && self.random.permille(30) {
+            match Fate::draw(&mut self.random) {
+                Fate::AtOnce => self.session_entered(device, entered),
+                Fate::Late => {
+                    let delay = self.random.below(2 * SECOND);
+                    self.after(delay, Event::SessionEntered(device, entered));
+                }
+                Fate::Never => {}
+            }
+            return;
+        }
+        for (old, session) in self.registry.put(device, entered) {
+            if is_new {
+                let life = self.gateways[old].life;
+                let input = GatewayInput::End(session, CloseCode::Replaced);
+                self.after(5 * MS, Event::Gateway(old, life, input));
+            }
+        }
+    }
+
+    /// An entry whose caller has no answer.
+    pub fn session_entered(&mut self, device: u64, entered: Entered) {
+        self.registry.put(device, entered);
+    }
+
     /// The registry hears that a session is gone, maybe after it has heard of the device's next one.
     pub fn session_gone(&mut self, device: u64, session: SessionId) {
-        let is_all = self.has(Bug::LateOffline);
-        if let Some(sessions) = self.registry.get_mut(&device) {
-            sessions.retain(|entry| entry.1 != session && !is_all);
-        }
+        self.registry.remove(device, session);
     }
 
     /// A connection reaches a gateway.
@@ -352,12 +367,10 @@ impl World {
 
     /// A router's message arrives. What it says by itself counts only until another has taken over; peers
     /// have to see to that. Else a zombie's old head would call a client complete that isn't. What it
-    /// says by the log is true, and taken.
+    /// says by the log is true, and taken. It stays so when the other one is gone as well: peers keep the
+    /// greatest term.
     pub fn gateway_heard(&mut self, router: usize, gateway: usize, message: ToGateway) {
-        let partition = self.router_partitions[router];
-        let owner = self.owners[partition as usize];
-        let is_zombie = owner.is_some_and(|owner| owner != router);
-        if is_zombie && !message.is_of_log() && !self.has(Bug::AnswersOfZombie) {
+        if self.is_former(router) && !message.is_of_log() && !self.has(Bug::AnswersOfZombie) {
             return;
         }
         let life = self.gateways[gateway].life;

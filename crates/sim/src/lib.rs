@@ -6,7 +6,8 @@
 //! of its seed: [`run`] twice gives the same [`Outcome::trace`].
 //!
 //! - `world`: the scheduler, a heap of events by (virtual time, a number drawn from the seed).
-//! - `log`, `store`, `directory`: the models of ports. `reference`: what the log says, decided anew.
+//! - `log`, `store`, `directory`, `registry`: the models of ports; [`ports`]: most of them behind the ports'
+//!   traits, for the scenarios that real engines run as well. `reference`: what the log says, decided anew.
 //! - `routers`, `gateways`, `devices`: drivers of the real machines, as servers and apps have them;
 //!   `recorded`: what devices do and see, for the checker.
 //! - `net`: connections and the messages between gateways and routers. `faults`: what goes wrong.
@@ -26,9 +27,11 @@ mod faults;
 mod gateways;
 mod log;
 mod net;
+pub mod ports;
 mod random;
 mod recorded;
 mod reference;
+mod registry;
 mod routers;
 mod setup;
 mod store;

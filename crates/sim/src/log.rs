@@ -1,6 +1,7 @@
-//! The log as a model: group commit, and an unsynced tail that a crash cuts anywhere.
+//! The log as a model: group commit, an unsynced tail that a crash cuts anywhere, and what may become of a
+//! batch whose answer is lost.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use tidings_core::ids::{Micros, Position};
@@ -11,6 +12,25 @@ use crate::random::Random;
 
 /// Who is told of a batch: gateway, its life, the batch's number.
 pub(crate) type Report = (usize, u64, u64);
+
+/// What became of a batch whose answer nobody gets, so that its fate is [`Unknown`](tidings_core::ports::log::LogError).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lost {
+    /// So many of its records are appended.
+    pub part: usize,
+    /// They come when the caller has long given up: what a cut connection held is delivered then.
+    pub is_late: bool,
+}
+
+impl Lost {
+    /// For a batch of so many records.
+    pub fn draw(len: usize, random: &mut Random) -> Lost {
+        Lost {
+            part: random.below(len as u64 + 1) as usize,
+            is_late: random.permille(500),
+        }
+    }
+}
 
 /// The log of one partition.
 #[derive(Default)]
@@ -26,6 +46,8 @@ pub(crate) struct SimLog {
     committed: Position,
     /// What is left of `committed` after a crash.
     committed_kept: Position,
+    /// The last batch taken of each caller's life.
+    taken: BTreeMap<(usize, u64), u64>,
     /// Goes up with each crash: what was under way before it is void.
     pub life: u64,
     /// How far the clock of the present leader is off.
@@ -57,6 +79,19 @@ impl SimLog {
             });
         }
         self.queued.push_back((self.entries.len(), report));
+    }
+
+    /// Notes that a batch, or a later part of one, was taken from a caller.
+    pub fn takes(&mut self, (caller, life, batch): Report) {
+        let last = self.taken.entry((caller, life)).or_default();
+        *last = batch.max(*last);
+    }
+
+    /// Whether a batch that comes late still counts: none that its caller made later was taken. The
+    /// calls of one caller keep their order, so what was overtaken is refused.
+    pub fn still_takes(&self, (caller, life, batch): Report) -> bool {
+        let last = self.taken.get(&(caller, life));
+        last.is_none_or(|&last| last < batch)
     }
 
     /// Begins to sync all that is queued; false: there is nothing to begin.
@@ -131,6 +166,14 @@ impl SimLog {
         self.committed = self.committed.max(position);
         if is_kept {
             self.committed_kept = self.committed_kept.max(self.committed);
+        }
+    }
+
+    /// A router that was replaced says the same: what it knew of its successor's time counts or, where the
+    /// log knows who owns it, not.
+    pub fn commit_of_former(&mut self, position: Position, random: &mut Random) {
+        if random.permille(500) {
+            self.commit(position, random.permille(500));
         }
     }
 

@@ -11,8 +11,8 @@ use tidings_core::rows::{StateKey, StateValue};
 use tidings_verify::history::Part;
 
 use crate::Bug;
-use crate::log::Report;
-use crate::store::{Call, Reply};
+use crate::log::{Lost, Report};
+use crate::store::{Call, Loss, Reply};
 use crate::world::{Asker, Event, GatewayInput, MS, SECOND, World};
 
 /// A router, owner or zombie.
@@ -157,6 +157,12 @@ impl World {
                 self.after(pause, Event::RouterUp(partition));
             }
         }
+    }
+
+    /// Whether another router has taken its partition over since, whatever became of that one.
+    pub fn is_former(&self, router: usize) -> bool {
+        let partition = &self.router_partitions[router];
+        self.router_partitions[router + 1..].contains(partition)
     }
 
     /// The server a router runs on.
@@ -365,18 +371,23 @@ impl World {
             self.random.below(4000)
         };
         let (reply, delay) = match roll {
-            0..30 => {
-                self.store.execute_part(&call, &mut self.random);
+            0..80 => {
+                let (loss, within) = match roll {
+                    0..30 => (Loss::Part, deadline),
+                    30..45 => (Loss::Whole, deadline),
+                    45..60 => (Loss::Late, deadline),
+                    _ => (Loss::Never, 50 * MS),
+                };
+                let delay = self.random.below(within);
+                if let Some(call) = self.store.lose(&call, loss, &mut self.random) {
+                    let late = delay + self.random.below(4 * SECOND);
+                    let (asker, call) = (Asker::Nobody, Box::new(call));
+                    self.after(late, Event::Store { asker, call, life });
+                }
                 let is_write = matches!(*call, Call::PutEvents(_) | Call::PutState(_));
-                let is_told = is_write && self.has(Bug::PartIsDone);
-                (is_told.then_some(Reply::Done), self.random.below(deadline))
+                let is_told = loss == Loss::Part && is_write && self.has(Bug::PartIsDone);
+                (is_told.then_some(Reply::Done), delay)
             }
-            // Failed, and done; or done, and the answer lost.
-            30..60 => {
-                self.store.execute(&call, &mut self.random);
-                (None, self.random.below(deadline))
-            }
-            60..80 => (None, self.random.below(50 * MS)),
             roll => {
                 let reply = self.store.execute(&call, &mut self.random);
                 if roll < 110 {
@@ -410,8 +421,14 @@ impl World {
         };
         if let (Call::Settle(_), Some(Reply::Settled(position))) = (&call, &reply) {
             if let Some(node) = &self.routers[router] {
-                let is_kept = self.random.permille(500);
-                self.logs[node.partition as usize].commit(*position, is_kept);
+                let is_former = self.is_former(router);
+                let log = &mut self.logs[node.partition as usize];
+                if is_former {
+                    log.commit_of_former(*position, &mut self.random);
+                } else {
+                    let is_kept = self.random.permille(500);
+                    log.commit(*position, is_kept);
+                }
             }
             return;
         }
@@ -474,9 +491,19 @@ impl World {
             0..15 => Some(LogError::Unavailable("busy".to_owned())),
             15..25 => Some(LogError::Full),
             25..60 => {
-                // Nobody knows: a part of it is appended, or all.
-                let part = self.random.below(records.len() as u64 + 1) as usize;
-                self.log_queues(&records[..part], None);
+                // Nobody knows: a part of it is appended, or all, now or when the caller was told so.
+                let lost = Lost::draw(records.len(), &mut self.random);
+                let part = records[..lost.part].to_vec();
+                match report {
+                    Some(of) if lost.is_late => {
+                        let late = self.random.below(4 * SECOND);
+                        self.after(late, Event::AppendLate(part, of));
+                    }
+                    _ => {
+                        self.log_queues(&part, None);
+                        self.log_took(&part, report);
+                    }
+                }
                 Some(LogError::Unknown("no answer".to_owned()))
             }
             _ => None,
@@ -487,13 +514,37 @@ impl World {
                 let delay = self.random.below(SECOND);
                 self.after(delay, Event::Append(records.clone(), None));
             }
-            return self.log_queues(&records, report);
+            self.log_queues(&records, report);
+            return self.log_took(&records, report);
         };
         if let Some((gateway, life, batch)) = report {
             let delay = self.random.below(20 * MS);
             let input = GatewayInput::Appended(batch, Err(refusal));
             self.after(delay, Event::Gateway(gateway, life, input));
         }
+    }
+
+    fn log_took(&mut self, records: &[Append], report: Option<Report>) {
+        for record in records {
+            let partition = self.partition_of(record.conversation);
+            if let Some(report) = report {
+                self.logs[partition as usize].takes(report);
+            }
+        }
+    }
+
+    /// What was held up on its way to the log is there, unless a later one was before it.
+    pub fn log_takes_late(&mut self, records: Vec<Append>, of: Report) {
+        if self.now < self.weather.log_down {
+            return;
+        }
+        let counts = |record: &Append| {
+            let partition = self.partition_of(record.conversation);
+            self.logs[partition as usize].still_takes(of)
+        };
+        let left: Vec<Append> = records.into_iter().filter(counts).collect();
+        self.log_queues(&left, None);
+        self.log_took(&left, Some(of));
     }
 
     /// Each partition gets its own records of a batch; the report comes when all have them.

@@ -140,6 +140,7 @@ impl World {
             log.reads_unsynced = reads_unsynced;
         }
         self.store.bug = self.options.bug;
+        self.registry.removes_all = self.has(Bug::LateOffline);
         for founding in self.plan.conversations.clone() {
             self.directory.found(&founding);
         }

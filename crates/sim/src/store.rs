@@ -37,6 +37,24 @@ pub(crate) enum Reply {
     Cursors(Vec<CursorRow>),
 }
 
+/// What a call has done whose answer is lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Loss {
+    /// Some rows of a write.
+    Part,
+    /// All of it.
+    Whole,
+    /// Nothing yet: it comes when the caller was told that it failed.
+    Late,
+    /// Nothing.
+    Never,
+}
+
+impl Loss {
+    /// All of them.
+    pub const ALL: [Loss; 4] = [Loss::Part, Loss::Whole, Loss::Late, Loss::Never];
+}
+
 #[derive(Clone, Debug)]
 enum Write {
     Event(EventRow),
@@ -177,10 +195,26 @@ impl SimStore {
         }
     }
 
-    /// Does a part of a write, as one that failed may have done.
-    pub fn execute_part(&mut self, call: &Call, random: &mut Random) {
+    /// Does what a call may have done whose answer is lost. What is left is to be done late.
+    pub fn lose(&mut self, call: &Call, loss: Loss, random: &mut Random) -> Option<Call> {
+        match loss {
+            Loss::Part => self.execute_part(call, random),
+            Loss::Whole => _ = self.execute(call, random),
+            Loss::Late => return Some(call.clone()),
+            Loss::Never => {}
+        }
+        None
+    }
+
+    /// Does a part of a write: any rows of it, as they are written side by side.
+    fn execute_part(&mut self, call: &Call, random: &mut Random) {
         fn part<T: Clone>(rows: &[T], random: &mut Random) -> Vec<T> {
-            rows[..random.below(rows.len() as u64 + 1) as usize].to_vec()
+            if random.permille(500) {
+                // Most often it just ends somewhere.
+                return rows[..random.below(rows.len() as u64 + 1) as usize].to_vec();
+            }
+            let some = rows.iter().filter(|_| random.permille(500));
+            some.cloned().collect()
         }
         let call = match call {
             Call::PutEvents(rows) => Call::PutEvents(part(rows, random)),

@@ -22,6 +22,7 @@ use crate::gateways::GatewayNode;
 use crate::log::{Report, SimLog};
 use crate::net::Connection;
 use crate::random::Random;
+use crate::registry::{Entered, SimRegistry};
 use crate::routers::RouterNode;
 use crate::setup::Plan;
 use crate::store::{Call, Reply, SimStore};
@@ -93,10 +94,14 @@ pub(crate) enum Event {
         reply: Option<Reply>,
     },
     Append(Vec<Append>, Option<Report>),
+    /// Records of a batch that nobody knows of, and of which one.
+    AppendLate(Vec<Append>, Report),
     /// A sync of a partition's log in this life of it is done.
     LogSynced(u32, u64),
     Relay,
     RelayDone(ConversationId, u64),
+    /// An entry of the registry that comes late.
+    SessionEntered(u64, Entered),
     /// The registry is told that a device's session is gone.
     SessionGone(u64, tidings_core::ids::SessionId),
     DeviceTick {
@@ -164,7 +169,7 @@ pub(crate) struct World {
     pub store_life: u64,
     pub directory: SimDirectory,
     /// Each device's sessions, and which gateway has them.
-    pub registry: BTreeMap<u64, Vec<(usize, tidings_core::ids::SessionId)>>,
+    pub registry: SimRegistry,
     /// Planted: routers as they were when they lost a partition, by server.
     pub kept_routers: BTreeMap<(u32, usize), Router>,
     pub gateways: Vec<GatewayNode>,
@@ -210,7 +215,7 @@ impl World {
             store: SimStore::new(plan.store_gathers),
             store_life: 0,
             directory: SimDirectory::default(),
-            registry: BTreeMap::new(),
+            registry: SimRegistry::default(),
             kept_routers: BTreeMap::new(),
             gateways: Vec::new(),
             routers: Vec::new(),
@@ -286,8 +291,10 @@ impl World {
             Event::Store { asker, call, life } => self.store_works(asker, call, life),
             Event::StoreReply { asker, call, reply } => self.store_replies(asker, *call, reply),
             Event::Append(records, report) => self.log_takes(records, report),
+            Event::AppendLate(records, of) => self.log_takes_late(records, of),
             Event::LogSynced(partition, life) => self.log_synced(partition, life),
             Event::Relay => self.relay(),
+            Event::SessionEntered(device, entered) => self.session_entered(device, entered),
             Event::SessionGone(device, session) => self.session_gone(device, session),
             Event::RelayDone(conversation, version) => self.directory.done(conversation, version),
             Event::DeviceTick { device, life } => self.device_tick(device, life),

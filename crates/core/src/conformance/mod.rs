@@ -3,6 +3,7 @@
 pub mod blobs;
 pub mod dead_letters;
 pub mod directory;
+pub mod faults;
 pub mod log;
 pub mod registry;
 pub mod store;

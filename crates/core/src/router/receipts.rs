@@ -24,6 +24,8 @@ pub(crate) struct Dirty {
     /// Rows on their way to the store, in order; one write at a time, so that none is told after a
     /// later one.
     flying: Vec<CursorRow>,
+    /// They are read back.
+    flying_checked: bool,
 }
 
 impl Dirty {
@@ -104,6 +106,7 @@ impl Router {
             .collect();
         self.receipts.flying.clone_from(&rows);
         let check = std::mem::take(&mut self.receipts.check) || !self.receipts.trusted;
+        self.receipts.flying_checked = check;
         self.out.push(Effect::PutCursors { rows, check });
     }
 
@@ -150,6 +153,12 @@ impl Router {
             return; // A late answer to a write that was made again since.
         }
         self.receipts.flying = Vec::new();
+        if self.is_in_doubt() && !self.receipts.flying_checked {
+            // Written before the doubt began, maybe by a router that was replaced for a while: told
+            // as they are they could be less than what the other one told.
+            self.receipts.again(rows);
+            return self.flush_cursors();
+        }
         for of_one in stored.chunk_by(|a, b| a.conversation == b.conversation) {
             let id = of_one[0].conversation;
             let Some(conversation) = self.conversations.get_mut(&id) else {
@@ -182,5 +191,169 @@ impl Router {
             self.receipts.flying = Vec::new();
             self.receipts.again(rows);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{GatewayId, Partition, Position};
+    use crate::ports::peers::ToRouter;
+    use crate::record::{
+        Committed, Content, ConversationKind, Membership, Record, Role, RoleChange,
+    };
+    use crate::router::Config;
+
+    const C: ConversationId = ConversationId(9);
+    const GATEWAY: GatewayId = GatewayId(1);
+    const USER: UserId = UserId(1);
+    const SECOND: Micros = 1_000_000;
+
+    /// A router whose store has nothing and takes all; cursors wait to be answered.
+    struct Driven {
+        router: Router,
+        now: Micros,
+        puts: Vec<(Vec<CursorRow>, bool)>,
+        told: Vec<CursorRow>,
+    }
+
+    impl Driven {
+        /// With a conversation of so many events, each a change of its only member's role.
+        fn new(events: u64) -> Driven {
+            let start = Position::default();
+            let mut driven = Driven {
+                router: Router::new(Partition(0), start, start, Config::default()),
+                now: SECOND,
+                puts: Vec::new(),
+                told: Vec::new(),
+            };
+            let records = (1..=events).map(|version| {
+                let role = [Role::Member, Role::Admin][(version % 2) as usize];
+                let content = Content::Membership(Membership {
+                    version,
+                    by: UserId(0),
+                    changes: vec![RoleChange { user: USER, role }],
+                    kind: ConversationKind::Group,
+                    title: String::new(),
+                });
+                let conversation = C;
+                let record = Record {
+                    conversation,
+                    content,
+                };
+                let mut payload = Vec::new();
+                record.encode(&mut payload);
+                Committed {
+                    position: Position {
+                        epoch: 0,
+                        offset: version,
+                    },
+                    appended: version,
+                    payload: payload.into(),
+                }
+            });
+            let now = driven.now;
+            driven.router.records(records.collect(), now);
+            driven.answer();
+            driven
+        }
+
+        /// Answers what the router asks of the store, until it asks nothing.
+        fn answer(&mut self) {
+            loop {
+                let (now, mut asked) = (self.now, false);
+                for effect in self.router.effects().collect::<Vec<_>>() {
+                    asked = true;
+                    let router = &mut self.router;
+                    match effect {
+                        Effect::PutEvents { flight, .. } => router.events_stored(flight, true, now),
+                        Effect::PutState { flight, .. } => router.state_stored(flight, true, now),
+                        Effect::ReadState { load, keys, .. } => {
+                            router.state_read(load, Some(vec![None; keys.len()]), now);
+                        }
+                        Effect::ReadSince { load, .. } => {
+                            router.since_read(load, Some(Vec::new()), now);
+                        }
+                        Effect::ReadEvents { load, .. } => {
+                            router.events_read(load, Some(Vec::new()), now);
+                        }
+                        Effect::ReadCursors { load, .. } => {
+                            router.cursors_read(load, Some(Vec::new()), now);
+                        }
+                        Effect::PutCursors { rows, check } => self.puts.push((rows, check)),
+                        Effect::Send {
+                            message: ToGateway::Receipts { cursors, .. },
+                            ..
+                        } => self.told.extend(cursors.iter()),
+                        _ => {}
+                    }
+                }
+                if !asked {
+                    return;
+                }
+            }
+        }
+
+        fn hear(&mut self, message: ToRouter) {
+            self.router.peer(GATEWAY, message, self.now);
+            self.answer();
+        }
+
+        fn pass(&mut self, time: Micros) {
+            self.now += time;
+            self.router.tick(self.now);
+            self.answer();
+        }
+
+        fn interest() -> ToRouter {
+            ToRouter::Interest {
+                request: 1,
+                conversations: vec![C],
+            }
+        }
+    }
+
+    fn cursor(delivered: u64, read: u64) -> CursorRow {
+        CursorRow {
+            conversation: C,
+            user: USER,
+            delivered,
+            read,
+        }
+    }
+
+    /// A router that was replaced for a while has a write on its way that isn't read back. The other
+    /// one has told more meanwhile.
+    #[test]
+    fn what_was_written_before_a_doubt_is_read_back_before_it_is_told() {
+        let mut driven = Driven::new(9);
+        driven.hear(Driven::interest());
+        driven.pass(61 * SECOND);
+        driven.pass(SECOND);
+        driven.hear(ToRouter::Cursors(vec![cursor(3, 3)]));
+        driven.pass(SECOND);
+        let (rows, _) = driven.puts.pop().expect("it is written");
+        let now = driven.now;
+        driven.router.cursors_stored(rows.clone(), &rows, now);
+        driven.answer();
+        assert_eq!(std::mem::take(&mut driven.told), [cursor(3, 3)]);
+
+        driven.hear(ToRouter::Cursors(vec![cursor(5, 4)]));
+        driven.pass(SECOND);
+        let (rows, check) = driven.puts.pop().expect("it is written");
+        assert!(!check, "nobody else writes cursors");
+        driven.hear(Driven::interest());
+        let now = driven.now;
+        driven.router.cursors_stored(rows.clone(), &rows, now);
+        driven.answer();
+        assert_eq!(driven.told, [], "another may have told more");
+
+        driven.pass(SECOND);
+        let (rows, check) = driven.puts.pop().expect("it is written once more");
+        assert!(check);
+        let now = driven.now;
+        driven.router.cursors_stored(rows, &[cursor(8, 4)], now);
+        driven.answer();
+        assert_eq!(driven.told, [cursor(8, 4)]);
     }
 }

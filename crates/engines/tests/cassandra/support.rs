@@ -17,7 +17,7 @@ mod stack;
 
 pub const NODES: usize = 3;
 
-fn node(n: usize) -> String {
+pub fn node(n: usize) -> String {
     format!("127.0.0.{}:9042", n + 1)
 }
 

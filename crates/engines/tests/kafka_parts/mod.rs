@@ -107,6 +107,7 @@ impl Drop for Own {
 const OPEN: u8 = 0;
 const CUT: u8 = 1;
 const HUNG: u8 = 2;
+const MUTE: u8 = 3;
 
 /// A proxy before all three brokers. It gives the brokers' addresses in their answers as its own, so a client that
 /// begins with it stays with it.
@@ -118,13 +119,16 @@ pub struct Proxy {
 
 impl Proxy {
     pub fn new() -> Proxy {
-        let digit = (2 + run_id() / 1000 % 8) as u8 + b'0';
         let mode = Arc::new(AtomicU8::new(OPEN));
         let open = Arc::new(Mutex::new(Vec::new()));
         let mut brokers = Vec::new();
-        for n in 1..=3 {
-            let address = format!("127.{}.0.{n}:9092", digit as char);
-            let listener = TcpListener::bind(&address).expect("an address of the proxy's");
+        // Other tests have proxies, too.
+        let first = run_id() / 1000;
+        let (digit, listeners) = (first..first + 8)
+            .map(|n| b'2' + (n % 8) as u8)
+            .find_map(|digit| Some((digit, listeners(digit)?)))
+            .expect("an address of the proxy's");
+        for (n, (address, listener)) in (1..=3).zip(listeners) {
             brokers.push(address);
             let (mode, open) = (Arc::clone(&mode), Arc::clone(&open));
             std::thread::spawn(move || {
@@ -166,9 +170,21 @@ impl Proxy {
         self.mode.store(HUNG, Ordering::Relaxed);
     }
 
+    /// Passes requests on and swallows the answers.
+    pub fn mute(&self) {
+        self.mode.store(MUTE, Ordering::Relaxed);
+    }
+
     pub fn mend(&self) {
         self.mode.store(OPEN, Ordering::Relaxed);
     }
+}
+
+/// One for each broker, on addresses that differ from theirs by this digit.
+fn listeners(digit: u8) -> Option<Vec<(String, TcpListener)>> {
+    let address = |n| format!("127.{}.0.{n}:9092", digit as char);
+    let listener = |n| Some((address(n), TcpListener::bind(address(n)).ok()?));
+    (1..=3).map(listener).collect()
 }
 
 /// Passes whole frames on, with the brokers' addresses changed in answers.
@@ -188,6 +204,9 @@ fn pump(mut from: TcpStream, mut to: TcpStream, mode: &AtomicU8, digit: Option<u
         }
         while mode.load(Ordering::Relaxed) == HUNG {
             std::thread::sleep(Duration::from_millis(10));
+        }
+        if digit.is_some() && mode.load(Ordering::Relaxed) == MUTE {
+            return Ok(());
         }
         to.write_all(&len)?;
         to.write_all(&frame)

@@ -1,9 +1,12 @@
 //! The registry on Redis keeps its port's promises, on whichever of the stack's two Redis runs.
 
 mod faults;
+mod lost;
 mod promises;
 #[path = "../stack/mod.rs"]
 mod stack;
+#[path = "../stack/way.rs"]
+mod way;
 
 use std::future::Future;
 use std::sync::Arc;
