@@ -185,9 +185,6 @@ fn next(world: &World, rules: &Rules) -> Vec<Next<World>> {
         let on = rules.days[n.today];
         out.push((("days pass", [(on >> 8) as u8, on as u8, 0]), n, None));
     }
-    for (_, n, wrong) in &mut out {
-        *wrong = check(n, rules);
-    }
     out
 }
 
@@ -249,5 +246,10 @@ pub fn run(rules: &Rules, limit: usize) -> Outcome {
         log: vec![],
         today: 0,
     };
-    search(&first, &|world| next(world, rules), limit)
+    search(
+        &first,
+        &|world| next(world, rules),
+        &|world| check(world, rules),
+        limit,
+    )
 }

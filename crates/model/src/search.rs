@@ -11,7 +11,7 @@ use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher, Hash};
 /// What happened, and to whom or what.
 pub type Step = (&'static str, [u8; 3]);
 
-/// A step, the state after it, and what is wrong there.
+/// A step, the state after it, and what was wrong with the step.
 pub type Next<S> = (Step, S, Option<String>);
 
 /// A state that must not be, and how it was reached.
@@ -44,10 +44,12 @@ pub struct Outcome {
     pub violation: Option<Violation>,
 }
 
-/// Searches all states that `next` leads to from `first`, at most `limit` of them.
+/// Searches all states that `next` leads to from `first`, at most `limit` of them. What is wrong with a
+/// state `check` says, once for each.
 pub fn search<S: Hash + Clone>(
     first: &S,
     next: &dyn Fn(&S) -> Vec<Next<S>>,
+    check: &dyn Fn(&S) -> Option<String>,
     limit: usize,
 ) -> Outcome {
     let hasher = BuildHasherDefault::<DefaultHasher>::new();
@@ -70,6 +72,9 @@ pub fn search<S: Hash + Clone>(
                     names.len() - 1
                 });
                 let label = u8::try_from(label).expect("a model has a few kinds of steps");
+                let is_new = seen.insert(hasher.hash_one(&after));
+                outcome.states = seen.len();
+                let wrong = wrong.or_else(|| is_new.then(|| check(&after)).flatten());
                 if let Some(what) = wrong {
                     let mut trace = vec![(name, [a, b, c])];
                     let mut back = *at as usize;
@@ -79,14 +84,12 @@ pub fn search<S: Hash + Clone>(
                         back = before as usize;
                     }
                     trace.reverse();
-                    outcome.states = seen.len();
                     outcome.violation = Some(Violation { what, trace });
                     return outcome;
                 }
-                if !seen.insert(hasher.hash_one(&after)) {
+                if !is_new {
                     continue;
                 }
-                outcome.states = seen.len();
                 if seen.len() > limit {
                     outcome.is_cut = true;
                     return outcome;

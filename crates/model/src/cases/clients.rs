@@ -117,6 +117,15 @@ fn devices() -> Vec<Case> {
             }),
         ),
         Case::large(
+            "client-live-members",
+            "two live copies, removal and return",
+            client(Rules {
+                members: true,
+                log: 6,
+                ..copied(Copies::Live)
+            }),
+        ),
+        Case::large(
             "client-days-large",
             "expiry with 3 messages, 3 connections",
             client(Rules {
@@ -178,6 +187,7 @@ fn removed() -> Vec<Case> {
             "a restored device doesn't compare the id under n",
             "told sent and isn't",
             client(Rules {
+                only: "told sent and isn't",
                 lineage: false,
                 ..copied(Copies::Restored)
             }),
@@ -187,6 +197,7 @@ fn removed() -> Vec<Case> {
             "two live copies don't compare the id under n",
             "told sent and isn't",
             client(Rules {
+                only: "told sent and isn't",
                 lineage: false,
                 ..copied(Copies::Live)
             }),
@@ -196,6 +207,7 @@ fn removed() -> Vec<Case> {
             "the code forgets senders after 35 s",
             "has two seqs",
             client(Rules {
+                only: "has two seqs",
                 planted: Some(Mistake::SenderForgottenEarly),
                 ..with_days()
             }),
@@ -205,6 +217,7 @@ fn removed() -> Vec<Case> {
             "a device uses a sender id however old it is",
             "has two seqs",
             client(Rules {
+                only: "has two seqs",
                 sender_days: 1000,
                 ..with_days()
             }),
@@ -215,6 +228,15 @@ fn removed() -> Vec<Case> {
             "stuck",
             client(Rules {
                 known_by_ts: false,
+                ..with_days()
+            }),
+        ),
+        Case::broken(
+            "client-days-not-waited",
+            "a device with too old a sender id looks for what may still be under way",
+            "has two seqs",
+            client(Rules {
+                waits: false,
                 ..with_days()
             }),
         ),
@@ -262,14 +284,21 @@ fn callers() -> Vec<Case> {
     vec![
         Case::sound(
             "once",
+            "2 requests under one key within 6 days, removal and return",
+            Model::Once(once::Rules {
+                requests: 2,
+                ..once::Rules::default()
+            }),
+        ),
+        Case::large(
+            "once-3",
             "3 requests under one key within 6 days, removal and return",
             Model::Once(once::Rules::default()),
         ),
         Case::large(
             "once-large",
-            "4 requests, records 3 days late, days up to the end of the 7",
+            "3 requests, records 2 days late, days up to the end of the 7",
             Model::Once(once::Rules {
-                requests: 4,
                 days: &[0, 2, 4, 8],
                 late_days: 2,
                 repeat_days: 4,

@@ -45,8 +45,6 @@ fn sound() -> Vec<Case> {
     let case = |name, about, rules| Case::sound(name, about, Model::Store(rules));
     vec![
         case("store", "one device, all logs of 2", Rules::default()),
-        case("store-devices", "two devices", one(&[A1, B1])),
-        case("store-removed", "send, removal", one(&[A1, Remove])),
         case("store-refused", "removal, send", one(&[Remove, A1])),
         case(
             "store-clock-back",
@@ -84,6 +82,8 @@ fn large() -> Vec<Case> {
         ..Rules::default()
     };
     vec![
+        case("store-devices", "two devices", one(&[A1, B1])),
+        case("store-removed", "send, removal", one(&[A1, Remove])),
         case("store-large", "one device, all logs of 3", logs_of_3()),
         case(
             "store-devices-large",
@@ -162,7 +162,7 @@ fn removed() -> Vec<Case> {
         case(
             "store-skips",
             "what the store says is done is skipped",
-            on_two,
+            "router",
             Rules {
                 never_skips: false,
                 ..Rules::default()
@@ -232,15 +232,18 @@ fn removed() -> Vec<Case> {
                 ..Rules::default()
             },
         ),
-        case(
-            "store-memory-kept",
-            "the partition returns to what a router remembers",
-            "router",
-            Rules {
-                returns: Returns::Full,
-                ..one(&[A1, B1])
-            },
-        ),
+        Case {
+            is_large: true,
+            ..case(
+                "store-memory-kept",
+                "the partition returns to what a router remembers",
+                "router",
+                Rules {
+                    returns: Returns::Full,
+                    ..one(&[A1, B1, A2])
+                },
+            )
+        },
         case(
             "store-days-counted-back",
             "a sender's row is guessed from the counter of the event after it",

@@ -57,6 +57,8 @@ pub struct Device {
     acked: u8,
     /// The day as of which the server is known to know the sender id.
     known_on: u16,
+    /// The day on which it last gave anything to a gateway.
+    sent_on: u16,
 }
 
 impl Device {
@@ -79,6 +81,7 @@ impl Device {
             last: (0, 0),
             acked: 0,
             known_on: 0,
+            sent_on: 0,
         }
     }
 
@@ -110,7 +113,11 @@ impl Device {
     }
 
     /// Gives a message its counter.
-    pub fn number(&mut self, i: usize) -> Rec {
+    pub fn number(&mut self, i: usize, today: u16) -> Rec {
+        if self.last.0 == 0 {
+            self.known_on = today;
+        }
+        self.sent_on = today;
         let m = &mut self.messages[i];
         m.fate = Fate::Waiting;
         (m.sender, m.grant) = (self.sender, self.grant);
@@ -135,6 +142,15 @@ impl Device {
         self.numbered().map(record).collect()
     }
 
+    /// The same, as it goes out.
+    pub fn sends_again(&mut self, today: u16) -> Vec<Rec> {
+        let records = self.unacknowledged();
+        if !records.is_empty() {
+            self.sent_on = today;
+        }
+        records
+    }
+
     /// A later grant is in use from now on.
     pub fn learn_grant(&mut self, grant: u8, today: u16) {
         (self.grant, self.last, self.acked) = (grant, (0, 0), 0);
@@ -144,6 +160,11 @@ impl Device {
     /// Whether the server may have forgotten the sender id.
     pub fn is_expired(&self, today: u16, rules: &Rules) -> bool {
         today - self.known_on > rules.sender_days
+    }
+
+    /// Whether a record may still be on its way into the log.
+    pub fn may_be_under_way(&self, today: u16, rules: &Rules) -> bool {
+        rules.waits && self.is_in_doubt() && today - self.sent_on <= rules.late_days
     }
 
     /// Takes a fresh sender id: what was found in the history is sent, the rest is numbered anew.
@@ -203,7 +224,9 @@ impl Device {
             Verdict::Gap if n < self.acked => {}
             Verdict::Gap => {
                 let again = self.numbered().filter(|m| m.counter > n);
-                return again.map(record).collect();
+                let again = again.map(record).collect();
+                self.sent_on = today;
+                return again;
             }
             Verdict::Over => {
                 if self.grant == grant {

@@ -71,6 +71,9 @@ pub struct Rules {
     pub sender_days: u16,
     /// Safeguard: news is as old as the message it is of, not as its arrival.
     pub known_by_ts: bool,
+    /// Safeguard: a device whose sender id is too old looks into the history only when nothing of it can
+    /// be under way any more.
+    pub waits: bool,
     /// The log may be lost once, from any entry on that isn't stored.
     pub loses_log: bool,
     /// What a device makes of that.
@@ -100,6 +103,7 @@ impl Default for Rules {
             late_days: 0,
             sender_days: 365,
             known_by_ts: true,
+            waits: true,
             loses_log: false,
             new_epoch: NewEpoch::LookedUp,
             epoch_ends_connections: true,
@@ -136,5 +140,10 @@ impl Answered {
 /// Searches a case.
 pub fn run(rules: &Rules, limit: usize) -> Outcome {
     let _made = planted::plant(rules.planted);
-    search(&World::new(), &|world| world::next(world, rules), limit)
+    search(
+        &World::new(),
+        &|world| world::next(world, rules),
+        &|world| world::check(world, rules),
+        limit,
+    )
 }

@@ -61,7 +61,7 @@ impl World {
     }
 
     fn connect(&mut self, device: usize, day: u16) {
-        let records = self.devices[device].unacknowledged();
+        let records = self.devices[device].sends_again(day);
         self.connections.push(Connection {
             records: records.into_iter().map(|rec| (rec, day)).collect(),
             ..connection(device, self.epoch)
@@ -198,9 +198,6 @@ pub(super) fn next(world: &World, rules: &Rules) -> Vec<Next<World>> {
             out.push((("log is lost from entry", [kept as u8, 0, 0]), n, None));
         }
     }
-    for (_, n, wrong) in &mut out {
-        *wrong = check(n, rules).into_iter().find(|w| w.contains(rules.only));
-    }
     out
 }
 
@@ -240,7 +237,7 @@ fn steps_of_device(
     let epoch_of = mine.clone().next_back().map_or(0, |c| c.epoch);
     let is_connected = is_current && epoch_of == world.epoch;
     let is_expired = device.is_expired(today, rules);
-    if is_connected && is_expired {
+    if is_connected && is_expired && !device.may_be_under_way(today, rules) {
         let mut n = world.clone();
         n.devices[index].take_fresh_sender(index, &reading.found(), today);
         let name = "device finds its sender id too old (device)";
@@ -249,7 +246,7 @@ fn steps_of_device(
     let unnumbered = device.next_unnumbered(rules.messages);
     if let Some(i) = unnumbered.filter(|_| is_connected && !is_expired && device.may_number()) {
         let mut n = world.clone();
-        let rec = n.devices[index].number(i);
+        let rec = n.devices[index].number(i, today);
         n.last_of(index).records.push((rec, today));
         let name = "device sends (device, message, counter)";
         out.push(((name, [who, rec.id, rec.counter]), n, None));
@@ -280,7 +277,10 @@ fn steps_of_device(
             continue;
         };
         let mut n = world.clone();
-        let again = n.devices[index].hear(index, &answer, today, rules);
+        let mut again = n.devices[index].hear(index, &answer, today, rules);
+        if n.devices[index].is_expired(today, rules) {
+            again.clear();
+        }
         let last = n.last_of(index);
         let again: Vec<(Rec, u16)> = again.into_iter().map(|rec| (rec, today)).collect();
         if !again.is_empty() && last.records.len() < 7 && !last.records.ends_with(&again) {
@@ -320,7 +320,17 @@ fn name_of(verdict: Verdict) -> &'static str {
     }
 }
 
-fn check(world: &World, rules: &Rules) -> Vec<String> {
+/// What is wrong with a state, of all that the rules ask for.
+pub(super) fn check(world: &World, rules: &Rules) -> Option<String> {
+    let is_asked = |wrong: &String| wrong.contains(rules.only);
+    let mut wrong = wrong_with(world, rules).into_iter().filter(is_asked);
+    wrong.next().or_else(|| {
+        let stuck = "stuck: an end without faults doesn't decide every message".to_owned();
+        (is_asked(&stuck) && !settles(world, rules)).then_some(stuck)
+    })
+}
+
+fn wrong_with(world: &World, rules: &Rules) -> Vec<String> {
     let mut wrong = vec![];
     let reading = read(&world.log);
     let accepted = &reading.accepted;
@@ -348,9 +358,6 @@ fn check(world: &World, rules: &Rules) -> Vec<String> {
                 wrong.push(format!("message {} is told failed and is sent", m.id));
             }
         }
-    }
-    if !settles(world, rules) {
-        wrong.push("stuck: an end without faults doesn't decide every message".to_owned());
     }
     wrong
 }

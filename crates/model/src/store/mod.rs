@@ -167,7 +167,12 @@ pub fn run(rules: &Rules, limit: usize) -> Outcome {
     for log in logs(rules) {
         let truth = Truth::new(&log);
         let first = World::new(rules);
-        let one = search(&first, &|world| world::next(world, &truth, rules), limit);
+        let one = search(
+            &first,
+            &|world| world::next(world, &truth, rules),
+            &|world| world::check(world, &truth),
+            limit,
+        );
         all.states += one.states;
         all.is_cut |= one.is_cut;
         if let Some(mut violation) = one.violation {

@@ -111,9 +111,6 @@ pub(super) fn next(world: &World, truth: &Truth, rules: &Rules) -> Vec<Next<Worl
                 *wrong = decide(n, r, truth);
             }
         }
-        if wrong.is_none() {
-            *wrong = check(n, truth);
-        }
     }
     out
 }
@@ -166,7 +163,8 @@ fn reads_and_decides(
             Forgets::Any => true,
             Forgets::Stored => me.confirmed[row] >= changed,
         };
-        if me.known[row] != NO && at > me.start && may {
+        // The code forgets nothing of a conversation that it is reading.
+        if me.known[row] != NO && me.read.is_none() && at > me.start && may {
             let mut n = world.clone();
             n.routers[r].known[row] = NO;
             out.push((("forgets (router, row)", [who, row as u8, 0]), n, None));
@@ -307,7 +305,8 @@ fn commits(world: &World, r: usize, truth: &Truth, rules: &Rules, out: &mut Vec<
     }
 }
 
-fn check(world: &World, truth: &Truth) -> Option<String> {
+/// What is wrong with a state.
+pub(super) fn check(world: &World, truth: &Truth) -> Option<String> {
     let on_two = |is_there: &dyn Fn(&Replica) -> bool| {
         world.store.iter().filter(|&x| is_there(x)).count() >= 2
     };
