@@ -43,6 +43,8 @@ pub struct Message {
 pub struct Device {
     /// In the order they are sent.
     pub messages: [Message; MESSAGES],
+    /// 0, or 1 for one that began as a copy.
+    pub life: u8,
     /// The sender id in use.
     pub sender: u8,
     /// How many fresh sender ids it took.
@@ -74,6 +76,7 @@ impl Device {
         };
         Device {
             messages: std::array::from_fn(message),
+            life: 0,
             sender: 0,
             fresh: 0,
             grant,
@@ -88,6 +91,7 @@ impl Device {
     /// A copy of it begins to live: it writes other messages from now on, and what waits without a
     /// counter it looks for in the history first.
     pub fn wakes_up(&mut self, accepted: &[u8]) {
+        self.life = 1;
         for m in &mut self.messages {
             if m.fate == Fate::Unwritten {
                 m.id += MESSAGES as u8;
@@ -168,7 +172,7 @@ impl Device {
     }
 
     /// Takes a fresh sender id: what was found in the history is sent, the rest is numbered anew.
-    pub fn take_fresh_sender(&mut self, index: usize, found: &[u8], today: u16) {
+    pub fn take_fresh_sender(&mut self, found: &[u8], today: u16) {
         for m in &mut self.messages {
             if m.fate == Fate::Waiting {
                 if found.contains(&m.id) {
@@ -179,18 +183,18 @@ impl Device {
             }
         }
         self.fresh += 1;
-        self.sender = index as u8 * 16 + self.fresh;
+        self.sender = self.life * 16 + self.fresh;
         (self.last, self.acked, self.known_on) = ((0, 0), 0, today);
     }
 
     /// The log is another one: nothing known of it counts.
-    pub fn reset(&mut self, index: usize, epoch: u8, grant: u8, found: &[u8], today: u16) {
-        self.take_fresh_sender(index, found, today);
+    pub fn reset(&mut self, epoch: u8, grant: u8, found: &[u8], today: u16) {
+        self.take_fresh_sender(found, today);
         (self.epoch, self.grant) = (epoch, grant);
     }
 
     /// Takes an answer; gives what it sends again on its connection.
-    pub fn hear(&mut self, index: usize, a: &Answered, today: u16, rules: &Rules) -> Vec<Rec> {
+    pub fn hear(&mut self, a: &Answered, today: u16, rules: &Rules) -> Vec<Rec> {
         let (sender, grant, n) = (a.rec.sender, a.rec.grant, a.answer.counter as u8);
         if sender != self.sender || a.answer.verdict == Verdict::Stale && grant != self.grant {
             return vec![];
@@ -201,7 +205,7 @@ impl Device {
         let is_foreign = is_stale || n > 0 && !self.messages.iter().any(is_own);
         if rules.lineage && grant == self.grant && is_foreign {
             // Not its own lineage. All of it that may still be accepted stands before this answer.
-            self.take_fresh_sender(index, a.found(rules), today);
+            self.take_fresh_sender(a.found(rules), today);
             return vec![];
         }
         if is_stale {

@@ -2,7 +2,7 @@
 //!
 //! A connection is a list of records of which a prefix is appended, at any time, also long after the
 //! device has reconnected. The device may receive the answer to any record at any time, in any order,
-//! again, or never. That routers answer as the log says is the other half's matter (module `store`).
+//! again, or never; one life never gets those of another. That routers answer as the log says is the other half's matter (module `store`).
 //!
 //! Checked in every state: what was told sent is accepted, what was told failed never is; no message
 //! has two seqs and no seq two messages; seqs are gapless; and if the faults ended here, all that is

@@ -12,6 +12,7 @@ use crate::search::Next;
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 struct Connection {
     device: usize,
+    life: u8,
     epoch: u8,
     /// Each with its day.
     records: Vec<(Rec, u16)>,
@@ -19,13 +20,15 @@ struct Connection {
     done: usize,
 }
 
+/// An entry, its day, and the life whose connection it came by: only that one is answered.
+type Logged = (Entry, u16, u8);
+
 /// A state of the search.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct World {
     devices: Vec<Device>,
     connections: Vec<Connection>,
-    /// Each entry with its day.
-    log: Vec<(Entry, u16)>,
+    log: Vec<Logged>,
     backup: Option<Device>,
     copied: bool,
     /// Which of the days it is.
@@ -64,6 +67,7 @@ impl World {
         let records = self.devices[device].sends_again(day);
         self.connections.push(Connection {
             records: records.into_iter().map(|rec| (rec, day)).collect(),
+            life: self.devices[device].life,
             ..connection(device, self.epoch)
         });
     }
@@ -78,6 +82,7 @@ impl Default for World {
 fn connection(device: usize, epoch: u8) -> Connection {
     Connection {
         device,
+        life: 0,
         epoch,
         records: vec![],
         done: 0,
@@ -94,10 +99,10 @@ struct Reading {
     seqs: Vec<u64>,
 }
 
-fn read(log: &[(Entry, u16)]) -> Reading {
+fn read(log: &[Logged]) -> Reading {
     let mut after = Conversation::founded();
     let (mut taken, mut accepted, mut seqs) = (vec![], vec![], vec![]);
-    for (entry, on) in log {
+    for (entry, on, _) in log {
         let became = after.take(entry, day(*on));
         match (&became, entry) {
             (Taken::Sent(answer), Entry::Send(rec)) if answer.verdict == Verdict::Accepted => {
@@ -123,7 +128,7 @@ impl Reading {
     }
 
     /// The answer to the entry `at`, if it is a send.
-    fn answer(&self, log: &[(Entry, u16)], at: usize) -> Option<Answered> {
+    fn answer(&self, log: &[Logged], at: usize) -> Option<Answered> {
         let (Taken::Sent(answer), Entry::Send(rec)) = (&self.taken[at], log[at].0) else {
             return None;
         };
@@ -176,7 +181,7 @@ pub(super) fn next(world: &World, rules: &Rules) -> Vec<Next<World>> {
             };
             if !added {
                 let mut n = world.clone();
-                n.log.push((entry, today));
+                n.log.push((entry, today, 0));
                 out.push(((name, [0; 3]), n, None));
             }
         }
@@ -215,7 +220,7 @@ fn append(world: &World, x: usize, today: u16, rules: &Rules, out: &mut Vec<Next
         }
         let mut n = world.clone();
         n.connections[x].done += skip + 1;
-        n.log.push((Entry::Send(rec), today));
+        n.log.push((Entry::Send(rec), today, connection.life));
         let name = "gateway appends (connection, message, counter)";
         out.push(((name, [x as u8, rec.id, rec.counter]), n, None));
     }
@@ -239,7 +244,7 @@ fn steps_of_device(
     let is_expired = device.is_expired(today, rules);
     if is_connected && is_expired && !device.may_be_under_way(today, rules) {
         let mut n = world.clone();
-        n.devices[index].take_fresh_sender(index, &reading.found(), today);
+        n.devices[index].take_fresh_sender(&reading.found(), today);
         let name = "device finds its sender id too old (device)";
         out.push(((name, [who, 0, 0]), n, None));
     }
@@ -270,14 +275,15 @@ fn steps_of_device(
         out.push(((name, [who, 0, 0]), n, None));
     }
     for at in world.epoch_at..world.log.len() {
-        if !is_connected || today - world.log[at].1 > rules.late_days {
+        let (_, on, life) = world.log[at];
+        if !is_connected || today - on > rules.late_days || life != device.life {
             continue;
         }
         let Some(answer) = reading.answer(&world.log, at) else {
             continue;
         };
         let mut n = world.clone();
-        let mut again = n.devices[index].hear(index, &answer, today, rules);
+        let mut again = n.devices[index].hear(&answer, today, rules);
         if n.devices[index].is_expired(today, rules) {
             again.clear();
         }
@@ -306,7 +312,7 @@ fn meet_epoch(world: &mut World, index: usize, reading: &Reading, rules: &Rules)
         NewEpoch::LookedUp => reading.found(),
         _ => vec![],
     };
-    device.reset(index, epoch, grant, &found, today);
+    device.reset(epoch, grant, &found, today);
 }
 
 fn name_of(verdict: Verdict) -> &'static str {
@@ -380,17 +386,18 @@ fn settles(world: &World, rules: &Rules) -> bool {
                 device.learn_grant(present, today);
             }
             if device.is_expired(today, rules) {
-                device.take_fresh_sender(index, &reading.found(), today);
+                device.take_fresh_sender(&reading.found(), today);
             }
             let mut send = device.unacknowledged();
             while !send.is_empty() {
                 let from = n.log.len();
-                let entries = send.drain(..).map(|rec| (Entry::Send(rec), today));
+                let life = n.devices[index].life;
+                let entries = send.drain(..).map(|rec| (Entry::Send(rec), today, life));
                 n.log.extend(entries);
                 let reading = read(&n.log);
                 for at in from..n.log.len() {
                     let answer = reading.answer(&n.log, at).expect("a send");
-                    send.extend(n.devices[index].hear(index, &answer, today, rules));
+                    send.extend(n.devices[index].hear(&answer, today, rules));
                 }
                 if n.log.len() > 60 {
                     return false;
