@@ -193,15 +193,17 @@ fn check(world: &World, rules: &Rules) -> Option<String> {
     // Which messages are events: their seqs and times.
     let mut events: Vec<(u8, u64, u64)> = vec![];
     for ((entry, _), taken) in world.log.iter().zip(&taken) {
-        if let (Entry::Send(rec), Taken::Sent(answer)) = (entry, taken) {
-            if answer.verdict == Verdict::Accepted {
-                if let Some(first) = events.iter().find(|e| answer.ts - e.2 <= ONCE_MAX) {
-                    let days = (answer.ts - first.2) / DAY;
-                    return Some(format!("the key has two seqs, {days} days apart"));
-                }
-                events.push((rec.id, answer.seq, answer.ts));
-            }
+        let (Entry::Send(rec), Taken::Sent(answer)) = (entry, taken) else {
+            continue;
+        };
+        if answer.verdict != Verdict::Accepted {
+            continue;
         }
+        if let Some(first) = events.iter().find(|e| answer.ts - e.2 <= ONCE_MAX) {
+            let days = (answer.ts - first.2) / DAY;
+            return Some(format!("the key has two seqs, {days} days apart"));
+        }
+        events.push((rec.id, answer.seq, answer.ts));
     }
     let mut told = None;
     for (x, request) in world.requests.iter().enumerate() {
