@@ -117,6 +117,16 @@ fn devices() -> Vec<Case> {
             }),
         ),
         Case::large(
+            "client-restored-members",
+            "a backup with messages that an ended grant left is put back; only doubled messages count",
+            client(Rules {
+                members: true,
+                log: 7,
+                only: "has two seqs",
+                ..copied(Copies::Restored)
+            }),
+        ),
+        Case::large(
             "client-live-members",
             "two live copies, removal and return",
             client(Rules {

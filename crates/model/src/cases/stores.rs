@@ -53,10 +53,10 @@ fn sound() -> Vec<Case> {
         ),
         case(
             "store-stored",
-            "memory dropped when stored, logs of 2",
+            "memory dropped when stored",
             Rules {
                 forgets: Forgets::Stored,
-                ..Rules::default()
+                ..one(&[A1, A2])
             },
         ),
         case(
