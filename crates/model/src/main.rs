@@ -1,14 +1,14 @@
 //! `cargo run --release -p tidings-model -- CASE …`: searches the named cases, or `small`, `large`, `all`.
 //!
-//! `LIMIT`: states of one search, 12 million unless it says otherwise. Without arguments it lists the cases.
+//! `LIMIT`: states of one search, 6 million unless it says otherwise. Without arguments it lists the cases.
 
 use std::process::ExitCode;
 use std::time::Instant;
 
 use tidings_model::cases;
 
-/// About 1.5 GB of memory at most.
-const LIMIT: usize = 12_000_000;
+/// Up to 2 GB of memory, by the largest states.
+const LIMIT: usize = 6_000_000;
 
 fn main() -> ExitCode {
     let limit = std::env::var("LIMIT").ok().and_then(|l| l.parse().ok());
