@@ -15,4 +15,5 @@ pub mod record;
 pub mod router;
 pub mod rows;
 pub mod sequencer;
+pub mod undo;
 pub mod varint;

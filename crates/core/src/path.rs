@@ -368,7 +368,7 @@ impl Router {
             return;
         }
         let (head, sender) = sequencer::accept(&before, &send, &answer);
-        let row = conversation.event_of_send(id, position, &before, &send, &answer);
+        let row = sequencer::event(id, position, &before, &send, &answer);
         conversation.put_head(head);
         conversation.put_sender(send.user, send.sender, sender);
         let keys = [StateKey::Head, StateKey::Sender(send.user, send.sender)];

@@ -1,7 +1,7 @@
-//! Mistakes that the simulation plants here and in the gateway, to prove that it would find them.
+//! Mistakes that the simulation and the model plant here and in the gateway, to prove that they would find them.
 //!
 //! Each is one that a programmer could really make, and stands at one place as `is(Mistake::…)`.
-//! Without the feature `planted`, which only the simulation turns on, that is a constant `false`
+//! Without the feature `planted`, which only those two turn on, that is a constant `false`
 //! and nothing of it is in the program. With it none is made before [`plant`] is called, and then
 //! only by the thread that called it: another crate's tests, built together with the simulation,
 //! don't see any.

@@ -17,10 +17,10 @@
 //! | previous id isn't the id under n | fork |
 //! | else | accepted |
 
-use crate::ids::{ConversationId, MessageKey, Micros, SenderId, Seq, UserId};
+use crate::ids::{ConversationId, MessageKey, Micros, Position, SenderId, Seq, UserId};
 use crate::planted::{self, Mistake};
 use crate::record::{Membership, Send};
-use crate::rows::{DAY, GrantState, HeadState, SenderState};
+use crate::rows::{self, BEFORE_BY_SEQ_MAX, DAY, EventRow, GrantState, HeadState, SenderState};
 
 /// How long a `once` sender's message is known as sent, by log time.
 pub const ONCE_MAX: Micros = 7 * DAY;
@@ -185,6 +185,39 @@ pub fn accept(before: &Before, send: &Send, answer: &Answer) -> (HeadState, Send
         ts: answer.ts,
     };
     (head, sender)
+}
+
+/// The event that an accepted send becomes.
+pub fn event(
+    conversation: ConversationId,
+    position: Position,
+    before: &Before,
+    send: &Send,
+    answer: &Answer,
+) -> EventRow {
+    EventRow {
+        conversation,
+        seq: answer.seq,
+        position,
+        ts: answer.ts,
+        ts_before: before.head.ts,
+        user: send.user,
+        sender: send.sender,
+        grant: send.grant,
+        counter: send.counter,
+        id: send.id,
+        // Also a row too old to count for this record: undoing serves records before this one,
+        // and for those it may count.
+        before: match before.sender {
+            SenderState { seq: 0, .. } => rows::Before::Nothing,
+            row if answer.ts - row.ts > BEFORE_BY_SEQ_MAX => rows::Before::Row(row),
+            row => rows::Before::Seq(row.seq),
+        },
+        kind: send.kind,
+        encoding: send.encoding,
+        body: send.body.clone(),
+        members: None,
+    }
 }
 
 /// The verdict on a directory's change: `Accepted`, `Duplicate` or `Gap` (the relay sends again from `head.version + 1`).

@@ -14,6 +14,8 @@
 //! - `bugs`: mistakes that can be planted, to see that they are found.
 //! - `end`: after the faults everything heals, settles and is judged by `tidings_verify`.
 //!
+//! What is small enough to be searched in full is `crates/model`'s (`docs/model.md`).
+//!
 //! ```
 //! let outcome = tidings_sim::run(7, &tidings_sim::Options::default());
 //! assert!(outcome.is_clean(), "{outcome}");

@@ -10,9 +10,8 @@ use std::collections::HashMap;
 use crate::ids::{ConversationId, Micros, Position, Seq, UserId};
 use crate::path::{Effect, Router};
 use crate::planted::{self, Mistake};
-use crate::rows::{
-    Before, CursorRow, EventRow, GrantState, HeadState, SenderState, StateKey, StateRow, StateValue,
-};
+use crate::rows::{CursorRow, EventRow, StateKey, StateRow, StateValue};
+use crate::undo::{TakenBack, sender_after, take_back};
 
 /// Rows that a piece of work needs and memory doesn't have.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -182,33 +181,19 @@ impl Router {
         let Some(load) = self.loads.under_way.get(&number) else {
             return;
         };
-        let (Stage::Since { rows }, Some(mut events)) = (&load.stage, events) else {
+        let (Stage::Since { rows }, Some(events)) = (&load.stage, events) else {
             return;
         };
-        events.retain(|e| e.position >= load.at);
-        events.sort_by_key(|e| e.seq);
-        // Up to the row's own position every event is confirmed, so a hole there is a read that
-        // missed one: asked again later. Above it an earlier router may have left holes.
-        let upto = rows
-            .iter()
-            .flatten()
-            .map(|row| row.position)
-            .max()
-            .unwrap_or_default();
-        events.retain(|e| e.position <= upto);
-        if events.windows(2).any(|pair| pair[0].seq + 1 != pair[1].seq) {
-            return;
-        }
+        let keys = load.missing.state.iter().copied();
+        let Some(before) = take_back(load.at, keys.zip(rows.iter().copied()), events) else {
+            return; // Not all there (a stale replica): asked again later.
+        };
         let mut values = Vec::new();
         let mut senders = Vec::new();
-        for (&key, row) in load.missing.state.iter().zip(rows) {
+        for (key, row) in before {
             match row {
-                Some(row) if row.position >= load.at => match undo(key, row, &events) {
-                    Some(Undone::Value(value)) => values.push((key, value)),
-                    Some(Undone::SenderAt(seq)) => senders.push((key, seq)),
-                    None => return, // The events aren't all there (a stale replica): asked again later.
-                },
-                row => values.push((key, row.map(|r| r.value))),
+                TakenBack::Value(value) => values.push((key, value)),
+                TakenBack::SenderAt(seq) => senders.push((key, seq)),
             }
         }
         let mut load = self.loads.under_way.remove(&number).expect("just found");
@@ -233,13 +218,7 @@ impl Router {
             let Some(event) = events.iter().find(|e| e.seq == seq) else {
                 return;
             };
-            let state = SenderState {
-                grant: event.grant,
-                counter: event.counter,
-                id: event.id,
-                seq,
-                ts: event.ts,
-            };
+            let state = sender_after(event);
             values.push((key, Some(StateValue::Sender(state))));
         }
         let load = self.loads.under_way.remove(&number).expect("just found");
@@ -321,67 +300,4 @@ impl Router {
             }
         }
     }
-}
-
-enum Undone {
-    Value(Option<StateValue>),
-    /// The sender's row before is that of the event with this seq.
-    SenderAt(Seq),
-}
-
-/// A row as it was before the first of `events`, which are all from p on, ascending.
-/// `None`: they can't be all, since the row was changed by one that isn't there.
-fn undo(key: StateKey, row: &StateRow, events: &[EventRow]) -> Option<Undone> {
-    let first = events.first()?;
-    let value = match (key, row.value) {
-        (StateKey::Head, StateValue::Head(head)) => {
-            let (mut joined, mut left) = (0u32, 0u32);
-            let mut version = None;
-            // The row is of its own position: events after it haven't changed it.
-            for body in events
-                .iter()
-                .filter(|e| e.position <= row.position)
-                .filter_map(|e| e.members.as_ref())
-            {
-                version.get_or_insert(body.version - 1);
-                for change in &body.changes {
-                    match (change.before.role.is_member(), change.role.is_member()) {
-                        (false, true) => joined += 1,
-                        (true, false) => left += 1,
-                        _ => {}
-                    }
-                }
-            }
-            let seq = first.seq - 1;
-            let members = (head.members + left).saturating_sub(joined);
-            let undone = HeadState {
-                seq,
-                ts: first.ts_before,
-                version: version.unwrap_or(head.version),
-                kind: head.kind,
-                members,
-            };
-            (seq > 0).then_some(StateValue::Head(undone))
-        }
-        (StateKey::Sender(user, sender), _) => {
-            let event = events
-                .iter()
-                .find(|e| e.user == user && e.sender == sender && e.counter > 0)?;
-            match event.before {
-                Before::Nothing => None,
-                Before::Seq(seq) => return Some(Undone::SenderAt(seq)),
-                Before::Row(state) => Some(StateValue::Sender(state)),
-            }
-        }
-        (StateKey::Grant(user), _) => {
-            let change = events
-                .iter()
-                .filter_map(|e| e.members.as_ref())
-                .flat_map(|m| &m.changes)
-                .find(|c| c.user == user)?;
-            (change.before != GrantState::default()).then_some(StateValue::Grant(change.before))
-        }
-        _ => None,
-    };
-    Some(Undone::Value(value))
 }

@@ -9,12 +9,12 @@ use super::rows_map::RowsMap;
 use crate::ids::{ConversationId, GatewayId, Micros, Position, Seq, UserId};
 use crate::planted::{self, Mistake};
 use crate::ports::peers::Opened;
-use crate::record::{Content, Kind, Membership, Role, Send};
+use crate::record::{Content, Kind, Membership, Role};
 use crate::rows::{
-    BEFORE_BY_SEQ_MAX, Before, CursorRow, EventRow, GrantState, HeadState, MemberChange,
-    MembersBody, SenderState, StateKey, StateRow, StateValue,
+    CursorRow, EventRow, GrantState, HeadState, MemberChange, MembersBody, SenderState, StateKey,
+    StateRow, StateValue,
 };
-use crate::sequencer::{self, Answer, SenderKey};
+use crate::sequencer::{self, SenderKey};
 
 /// What is known of one user here; a part is absent until it was read or written.
 #[derive(Clone, Copy, Debug)]
@@ -344,40 +344,6 @@ impl Conversation {
             position,
             ts,
             value,
-        }
-    }
-
-    /// The event an accepted send becomes.
-    pub fn event_of_send(
-        &self,
-        id: ConversationId,
-        position: Position,
-        before: &sequencer::Before,
-        send: &Send,
-        answer: &Answer,
-    ) -> EventRow {
-        EventRow {
-            conversation: id,
-            seq: answer.seq,
-            position,
-            ts: answer.ts,
-            ts_before: before.head.ts,
-            user: send.user,
-            sender: send.sender,
-            grant: send.grant,
-            counter: send.counter,
-            id: send.id,
-            // Also a row too old to count for this record: undoing serves records before this one,
-            // and for those it may count.
-            before: match before.sender {
-                SenderState { seq: 0, .. } => Before::Nothing,
-                row if answer.ts - row.ts > BEFORE_BY_SEQ_MAX => Before::Row(row),
-                row => Before::Seq(row.seq),
-            },
-            kind: send.kind,
-            encoding: send.encoding,
-            body: send.body.clone(),
-            members: None,
         }
     }
 
