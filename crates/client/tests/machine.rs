@@ -240,6 +240,9 @@ fn another_epoch_starts_from_nothing_under_a_fresh_sender() {
     };
     assert!(sync.cursors.is_empty());
     bench.synced(3, 2, 0, vec![message(1), join(2), message(3)]);
+    assert_eq!(bench.sends.len(), 1, "the old log may have had it");
+    let (r#ref, _) = bench.histories()[0];
+    bench.answer(r#ref, page(1, 3, 3));
     let new = bench.sends.last().expect("sent under the new log");
     assert_eq!((new.grant, new.counter), (2, 1));
     assert_ne!(new.sender, old.sender);

@@ -455,6 +455,11 @@ fn a_sender_unanswered_for_a_year_is_left_for_a_fresh_one() {
     bench.sign_in(Limits::default());
     assert!(bench.sends.is_empty(), "nothing under the old sender id");
     bench.synced(2, 1, 0, vec![join(1), message(2)]);
+    for _ in 0..30 {
+        assert!(bench.histories().is_empty(), "its record may be on its way");
+        bench.pass(20 * SECOND);
+        bench.hear(Update::Pong(Pong::default()));
+    }
     let (r#ref, _) = bench.histories()[0];
     bench.answer(r#ref, page(2, vec![message(2)], 2));
     assert_eq!(bench.counters_sent(0), [1, 2]);

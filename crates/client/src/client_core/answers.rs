@@ -234,7 +234,11 @@ impl ClientCore {
             }
             self.leaves(bytes);
         }
-        let at = self.link.server_time(now);
+        // The server counts a sender id's age from the message under n, not from when this answer came.
+        let at = match ack.ts {
+            0 => self.link.server_time(now),
+            ts => ts,
+        };
         let (counter, id, seq) = (ack.counter, ack.id, ack.seq);
         self.persist(PersistOp::Acked {
             conversation,

@@ -18,6 +18,8 @@ const RESEND_LAST: u64 = 120 * SECOND;
 /// After this long without an answer the server may have forgotten a sender id (it counts
 /// them for 400 days).
 const SENDER_AGE_MAX: u64 = 365 * 86_400 * SECOND;
+/// Then so long nothing is sent before what was is looked for: longer than an append is under way.
+const EXPIRED_WAIT: u64 = 600 * SECOND;
 
 /// Own events remembered while it matters which id stood before another. Messages are in
 /// doubt only as far back as the last start.
@@ -31,6 +33,8 @@ pub(super) struct Flow {
     /// The user's grant, and the seq as of which it is known.
     pub(super) known: (u64, u64),
     pub(super) paused_until: u64,
+    /// The sender id is too old; what was sent under it is waited for, then looked for.
+    expiring: bool,
     /// A gateway says that the user may not write; the next sync tells.
     pub(super) forbidden: bool,
     pub(super) refusals: u32,
@@ -223,6 +227,7 @@ impl ClientCore {
         };
         let age = self.link.server_time(now).saturating_sub(lane.answered_at);
         let expired = lane.grant != 0 && age > SENDER_AGE_MAX;
+        let unanswered = lane.numbered > 0;
         let flow = self.flow(conversation);
         if flow.forbidden || flow.paused_until > now {
             return true;
@@ -234,7 +239,14 @@ impl ClientCore {
         {
             return true;
         }
-        if expired {
+        if !expired {
+            flow.expiring = false;
+        } else if unanswered && !flow.expiring {
+            // Nothing more is sent under it; what is on its way arrives before anybody looks for it.
+            flow.expiring = true;
+            flow.paused_until = now + EXPIRED_WAIT;
+            return true;
+        } else {
             // The head that a sync tells is where to look up to.
             if let Some(head) = self.inbox(conversation).told {
                 self.look_up(now, conversation, Why::Expired, head);
@@ -418,7 +430,9 @@ impl ClientCore {
 
     pub(super) fn outbox_reset(&mut self) {
         self.in_flight = 0;
-        self.flows.clear();
+        // What waits may have been stored under the log before: it is looked for, as at the start.
+        let lanes = self.saved.lanes.iter();
+        self.flows = lanes.map(|(&c, lane)| (c, Flow::new(lane))).collect();
         let busy: Vec<u64> = self.busy.iter().copied().collect();
         for conversation in busy {
             self.still_busy(conversation);
