@@ -147,7 +147,7 @@ impl Letters {
     }
 
     /// A call to make now, if there is one; its answer goes to [`Letters::done`].
-    pub fn next(&mut self) -> Option<BoxFuture<'static, Position>> {
+    pub fn start(&mut self) -> Option<BoxFuture<'static, Position>> {
         if self.tried >= AT_ONCE {
             return None;
         }
@@ -253,13 +253,13 @@ mod tests {
             letters.take(letter(7, 10));
             assert_eq!(letters.committable(at(4)), at(4));
             assert_eq!(letters.committable(at(9)), at(5));
-            let first = letters.next().expect("a call").await;
+            let first = letters.start().expect("a call").await;
             letters.done(first);
             assert_eq!(letters.committable(at(9)), at(7));
-            let second = letters.next().expect("a call").await;
+            let second = letters.start().expect("a call").await;
             letters.done(second);
             assert_eq!(letters.committable(at(9)), at(9));
-            assert!(letters.next().is_none());
+            assert!(letters.start().is_none());
             assert_eq!(flaky.taken.lock().expect("no panic").len(), 2);
             assert_eq!(counted(&aside), (2, 0));
         });
@@ -272,7 +272,7 @@ mod tests {
             let (taken, aside) = flaky(vec![full]);
             let mut letters = Letters::new(aside.clone());
             letters.take(letter(1, 10));
-            let position = letters.next().expect("a call").await;
+            let position = letters.start().expect("a call").await;
             assert_eq!((position, counted(&aside)), (at(1), (0, 1)));
             // No time is left: one try, and no pause.
             taken.failures.lock().expect("no panic").push(away());
@@ -295,7 +295,7 @@ mod tests {
                 letters.take(letter(offset, 10));
             }
             assert_eq!(counted(&aside), (0, 3));
-            let calls: Vec<_> = std::iter::from_fn(|| letters.next()).collect();
+            let calls: Vec<_> = std::iter::from_fn(|| letters.start()).collect();
             assert_eq!(calls.len(), AT_ONCE);
             let mut large = Letters::new(aside.clone());
             large.take(letter(1, WAITING_BYTES_MAX));

@@ -345,7 +345,7 @@ fn perform(router: &mut Router, partition: Partition, parts: &Parts, open: &mut 
 
 /// Begins with the letters that have their turn.
 fn start_letters(router: &mut Router, parts: &Parts, open: &mut Open) {
-    while let Some(call) = open.letters.next() {
+    while let Some(call) = open.letters.start() {
         let call = Box::pin(async move { Input::SetAside(call.await) });
         if let Some(input) = now_or_later(call, &mut open.tasks) {
             apply(router, input, parts, &mut open.letters);
