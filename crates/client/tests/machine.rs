@@ -3,12 +3,12 @@
 mod common;
 
 use common::bench::{Bench, SECOND, join, message};
-use common::{CONVERSATION, OTHER};
+use common::{CONVERSATION, ME, OTHER};
 use tidings_client::{AppEvent, ClientCore, Config, Mode, Output, PersistOp, Saved};
 use tidings_protocol::Versions;
 use tidings_protocol::wire::{
-    Cursor, Heads, History, HistoryPage, Lagging, Limits, Receipt, Receipts, Reconnect, SyncDone,
-    command::Command, update::Update,
+    Cursor, Event, Heads, History, HistoryPage, Lagging, Limits, Pong, Receipt, Receipts,
+    Reconnect, SyncDone, command::Command, update::Update,
 };
 
 fn complete() -> Bench {
@@ -78,7 +78,10 @@ fn an_unanswered_page_is_asked_for_again_with_growing_pauses() {
     let mut bench = complete();
     bench.synced(1, 1, 0, vec![join(1)]);
     bench.hear(Update::Event(message(3)));
-    bench.pass(60 * SECOND);
+    for _ in 0..15 {
+        bench.pass(4 * SECOND);
+        bench.hear(Update::Pong(Pong::default()));
+    }
     let asked = bench.histories().len();
     assert!((3..8).contains(&asked), "{asked} times in a minute");
 }
@@ -240,13 +243,50 @@ fn another_epoch_starts_from_nothing_under_a_fresh_sender() {
     };
     assert!(sync.cursors.is_empty());
     bench.synced(3, 2, 0, vec![message(1), join(2), message(3)]);
-    assert_eq!(bench.sends.len(), 1, "the old log may have had it");
-    let (r#ref, _) = bench.histories()[0];
-    bench.answer(r#ref, page(1, 3, 3));
     let new = bench.sends.last().expect("sent under the new log");
     assert_eq!((new.grant, new.counter), (2, 1));
     assert_ne!(new.sender, old.sender);
     assert_eq!(bench.seen(), [1, 1, 2, 3]);
+}
+
+/// Of a log's lost end only some is gone.
+#[test]
+fn what_another_epoch_still_has_is_not_sent_again() {
+    let mut bench = complete();
+    bench.synced(1, 1, 0, vec![join(1)]);
+    bench.write();
+    let old = bench.sends[0].clone();
+    bench.hear(Update::SyncDone(SyncDone {
+        epoch: 2,
+        conversations: 0,
+        complete: true,
+        reset: true,
+    }));
+    let stored = Event {
+        user: ME,
+        sender: old.sender,
+        grant: old.grant,
+        counter: old.counter,
+        id: old.id,
+        ..message(2)
+    };
+    bench.synced(3, 1, 3, vec![message(3)]);
+    assert_eq!(bench.sends.len(), 1, "it is looked for first");
+    let (r#ref, asked) = bench.histories()[0];
+    assert_eq!(asked.after, 0);
+    bench.answer(
+        r#ref,
+        Update::HistoryPage(HistoryPage {
+            conversation: CONVERSATION,
+            from: 1,
+            to: 3,
+            events: vec![join(1), stored, message(3)],
+            head: 3,
+        }),
+    );
+    assert_eq!(bench.sends.len(), 1);
+    let is_sent = |event: &AppEvent| matches!(event, AppEvent::Sent { seq: 2, .. });
+    assert!(bench.app.iter().any(is_sent), "{:?}", bench.app);
 }
 
 fn delays(bench: &mut Bench, code: Option<u16>, times: usize) -> Vec<u64> {

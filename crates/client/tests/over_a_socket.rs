@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use common::{CONVERSATION, ME, Server, send_of};
 use futures_util::{SinkExt, StreamExt};
@@ -76,6 +77,9 @@ async fn serve(stream: TcpStream, server: Arc<Mutex<Server>>, drop_after: usize)
                 })
             };
             if let Some(send) = send_of(&command) {
+                // The client measures the age of its sender id by this.
+                let since = SystemTime::UNIX_EPOCH.elapsed().expect("after 1970");
+                server.now = since.as_micros() as u64;
                 let (ack, _) = server.append(ME, send);
                 appended += 1;
                 if appended > drop_after {

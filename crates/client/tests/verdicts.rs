@@ -458,7 +458,7 @@ fn a_sender_unanswered_for_a_year_is_left_for_a_fresh_one() {
     for _ in 0..30 {
         assert!(bench.histories().is_empty(), "its record may be on its way");
         bench.pass(20 * SECOND);
-        bench.hear(Update::Pong(Pong::default()));
+        bench.hear(Update::Pong(tidings_protocol::wire::Pong::default()));
     }
     let (r#ref, _) = bench.histories()[0];
     bench.answer(r#ref, page(2, vec![message(2)], 2));

@@ -134,10 +134,11 @@ impl ClientCore {
         if done.epoch != 0 && self.saved.epoch == 0 {
             self.persist(PersistOp::Epoch { epoch: done.epoch });
         }
-        self.app(AppEvent::SyncDone {
-            complete: done.complete,
-        });
-        if done.complete {
+        // The server says of how many conversations it told: one that isn't here got lost on its way.
+        let whole = self.sync.told.len() >= done.conversations as usize;
+        let complete = done.complete && whole;
+        self.app(AppEvent::SyncDone { complete });
+        if complete {
             self.sync.failures = 0;
             self.told_nothing(done.conversations);
         } else {

@@ -140,7 +140,7 @@ impl Bench {
             id,
             status: status.into(),
             seq,
-            ts: 5,
+            ts: self.now,
             head,
             duplicate: false,
         }));
