@@ -210,7 +210,7 @@ pub fn event(
         // and for those it may count.
         before: match before.sender {
             SenderState { seq: 0, .. } => rows::Before::Nothing,
-            row if answer.ts - row.ts > BEFORE_BY_SEQ_MAX => rows::Before::Row(row),
+            row if answer.ts.saturating_sub(row.ts) > BEFORE_BY_SEQ_MAX => rows::Before::Row(row),
             row => rows::Before::Seq(row.seq),
         },
         kind: send.kind,

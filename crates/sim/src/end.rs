@@ -21,6 +21,9 @@ type Accepted = (u64, u64, u64, u64);
 /// longest backoff, and more than a dead connection takes to be noticed by its heartbeats.
 const SETTLES_WITHIN: u64 = 240 * SECOND;
 
+/// A session gives a sign of life to the registry every 30 s, at the next tick.
+const SIGN_OF_LIFE: u64 = 35 * SECOND;
+
 /// Every history has so many numbered messages.
 const NUMBERED_MIN: usize = 1_000;
 
@@ -282,6 +285,12 @@ impl World {
             };
             let session = self.connections[connection].session;
             let entered = self.registry.of(name);
+            if self
+                .registry
+                .may_miss(session, self.now.saturating_sub(SIGN_OF_LIFE))
+            {
+                continue;
+            }
             if !entered.iter().any(|one| one.1 == session) {
                 self.broken.push(format!(
                     "device {name:x} has session {session:?}, the registry says {entered:?}"

@@ -308,6 +308,7 @@ impl World {
         let devices = &mut self.gateways[gateway].devices;
         devices.insert(entry.session, device);
         if !self.healing && self.random.permille(30) {
+            self.registry.missed(entry.session, self.now);
             match Fate::draw(&mut self.random) {
                 Fate::AtOnce => self.session_entered(device, entered),
                 Fate::Late => {

@@ -28,6 +28,8 @@ impl Fate {
 #[derive(Default)]
 pub(crate) struct SimRegistry {
     sessions: BTreeMap<u64, Vec<Entered>>,
+    /// Sessions whose last entry may not have come, and when that was.
+    missed: BTreeMap<SessionId, u64>,
     /// Planted: whoever removes one session of a device removes all.
     pub removes_all: bool,
 }
@@ -47,6 +49,16 @@ impl SimRegistry {
         let older = sessions.clone();
         sessions.push(entered);
         older
+    }
+
+    /// This session's entry has an uncertain fate: the next sign of life enters it again.
+    pub fn missed(&mut self, session: SessionId, now: u64) {
+        self.missed.insert(session, now);
+    }
+
+    /// Whether a session may be missing still, since its next sign of life isn't due before `after`.
+    pub fn may_miss(&self, session: SessionId, after: u64) -> bool {
+        self.missed.get(&session).is_some_and(|&at| at > after)
     }
 
     /// Removes exactly this one.

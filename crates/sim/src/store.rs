@@ -234,11 +234,11 @@ impl SimStore {
         from: Seq,
         to: Seq,
     ) -> impl DoubleEndedIterator<Item = &EventRow> {
-        let to = to.max(from);
-        self.tables
-            .events
-            .range((conversation, from)..=(conversation, to))
-            .map(|(_, row)| row)
+        let rows = (from <= to).then(|| {
+            let range = (conversation, from)..=(conversation, to);
+            self.tables.events.range(range)
+        });
+        rows.into_iter().flatten().map(|(_, row)| row)
     }
 
     fn write(&mut self, writes: impl Iterator<Item = Write>) -> Reply {

@@ -92,7 +92,9 @@ impl ClientCore {
             let outdated = change.ended != 0 && change.ended == known.1;
             if event.seq <= known.0 && !outdated {
                 // Nor does a page that knows of no grant say whether it knows this event.
-                self.flow(conversation).doubtful |= writes && known.1 == 0;
+                if writes && known.1 == 0 {
+                    self.flow(conversation).doubt();
+                }
                 self.pump(now, conversation);
                 continue;
             }
@@ -105,7 +107,10 @@ impl ClientCore {
             };
             let flow = self.flow(conversation);
             flow.known = (known.0.max(event.seq), grant);
-            flow.doubtful = writes && grant == 0;
+            (flow.doubtful, flow.in_doubt) = (false, false);
+            if writes && grant == 0 {
+                flow.doubt();
+            }
             self.pump(now, conversation);
         }
     }

@@ -43,8 +43,10 @@ pub(super) struct Flow {
     pub(super) resend_at: Option<u64>,
     pub(super) resend_wait: u64,
     pub(super) asked_grant: bool,
-    /// An event says that the user may write, but not under which grant: a sync tells.
+    /// An event says that the user may write, but not under which grant: a sync tells, and hasn't been asked for.
     pub(super) doubtful: bool,
+    /// The same, until it has told: a gateway may hear of it later than its own clients.
+    pub(super) in_doubt: bool,
     /// Messages wait here since before this start. If what was saved is an old backup, they
     /// may have been sent since, under whatever sender id and grant: none gets a counter
     /// before the history since the saved cursor was looked through for them.
@@ -76,6 +78,10 @@ impl Flow {
 
     pub(super) fn may_write(&self) -> bool {
         self.known.1 != 0
+    }
+
+    pub(super) fn doubt(&mut self) {
+        (self.doubtful, self.in_doubt) = (true, true);
     }
 
     /// Whether a sync may be asked for to learn the grant: once a connection.
@@ -127,8 +133,11 @@ impl ClientCore {
     pub(super) fn learn_grant(&mut self, conversation: u64, as_of: u64, grant: u64) {
         let flow = self.flow(conversation);
         if as_of >= flow.known.0 {
+            // One that knows of no grant may not know the event yet that began one.
+            let settles = grant != 0 || as_of > flow.known.0;
+            flow.doubtful &= !settles;
+            flow.in_doubt &= !settles;
             flow.known = (as_of, grant);
-            flow.doubtful &= grant == 0;
         }
     }
 

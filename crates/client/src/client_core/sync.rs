@@ -138,7 +138,12 @@ impl ClientCore {
         let whole = self.sync.told.len() >= done.conversations as usize;
         let complete = done.complete && whole;
         self.app(AppEvent::SyncDone { complete });
-        if complete {
+        let mut busy = self.busy.iter();
+        let in_doubt = busy.any(|c| self.flows.get(c).is_some_and(|flow| flow.in_doubt));
+        if complete && in_doubt {
+            self.told_nothing(done.conversations);
+            self.sync_failed(now, 0);
+        } else if complete {
             self.sync.failures = 0;
             self.told_nothing(done.conversations);
         } else {
