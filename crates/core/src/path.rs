@@ -260,12 +260,12 @@ impl Router {
         self.take_in(conversation, Work::Record { record, content });
     }
 
-    /// At once if its rows are known, else it waits for them. A record also waits for those before it; nothing
-    /// waits for a question, so that one that needs a store which is away holds up no message.
+    /// At once if its rows are known and no record waits before it, else it waits. A question too: a router before
+    /// this one may have acknowledged the records that wait, so an answer without them could be a lie. But nothing
+    /// waits for a question: one that needs a store which is away holds up no message.
     pub(crate) fn take_in(&mut self, id: ConversationId, work: Work) {
         let conversation = self.conversations.entry(id).or_default();
-        let is_behind = matches!(work, Work::Record { .. }) && conversation.has_records_waiting();
-        if !is_behind && conversation.missing(&work).is_empty() {
+        if !conversation.has_records_waiting() && conversation.missing(&work).is_empty() {
             return self.perform(id, work);
         }
         if let Work::Record { record, .. } = &work {

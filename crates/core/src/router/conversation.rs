@@ -67,8 +67,8 @@ pub(crate) struct Conversation {
 struct Waiting {
     /// In the order of the log, which is the order of decisions.
     records: VecDeque<Work>,
-    /// In any order.
-    questions: Vec<Work>,
+    /// In any order, each with the last record that waited when it came.
+    questions: Vec<(Option<Position>, Work)>,
 }
 
 impl Conversation {
@@ -77,7 +77,10 @@ impl Conversation {
         let waiting = self.waiting.get_or_insert_default();
         match work {
             Work::Record { .. } => waiting.records.push_back(work),
-            _ => waiting.questions.push(work),
+            _ => {
+                let before = waiting.records.back().and_then(Work::position);
+                waiting.questions.push((before, work));
+            }
         }
     }
 
@@ -93,10 +96,7 @@ impl Conversation {
 
     /// The position of the first record that waits.
     pub fn first_waiting(&self) -> Option<Position> {
-        match self.waiting.as_ref()?.records.front()? {
-            Work::Record { record, .. } => Some(record.position),
-            _ => None,
-        }
+        self.waiting.as_ref()?.records.front()?.position()
     }
 
     /// Takes the first record that waits, if its rows are known by now.
@@ -108,19 +108,23 @@ impl Conversation {
         self.waiting.as_mut()?.records.pop_front()
     }
 
-    /// Takes all questions whose rows are known by now.
+    /// Takes all questions whose rows are known by now, and before which no record waits any more.
     pub fn ready_questions(&mut self) -> Vec<Work> {
         let Some(mut waiting) = self.waiting.take() else {
             return Vec::new();
         };
-        let (ready, rest) = std::mem::take(&mut waiting.questions)
+        let first = waiting.records.front().and_then(Work::position);
+        let is_done = |before: Position| first.is_none_or(|first| before < first);
+        let (ready, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut waiting.questions)
             .into_iter()
-            .partition(|work| self.missing(work).is_empty());
+            .partition(|(before, work)| {
+                before.is_none_or(is_done) && self.missing(work).is_empty()
+            });
         waiting.questions = rest;
         if !waiting.records.is_empty() || !waiting.questions.is_empty() {
             self.waiting = Some(waiting);
         }
-        ready
+        ready.into_iter().map(|(_, work)| work).collect()
     }
 
     /// The rows that must be read before this can be done.
@@ -178,7 +182,8 @@ impl Conversation {
         };
         let (mut keys, mut users) = (HashSet::new(), HashSet::new());
         let records = waiting.records.iter().take(most);
-        for work in records.chain(waiting.questions.iter().take(most)) {
+        let questions = waiting.questions.iter().map(|(_, work)| work);
+        for work in records.chain(questions.take(most)) {
             let missing = self.missing(work);
             let new = missing.state.into_iter().filter(|&key| keys.insert(key));
             together.state.extend(new);

@@ -12,7 +12,7 @@ mod tests;
 #[cfg(test)]
 mod unreadable;
 
-use crate::ids::{GatewayId, Micros, UserId};
+use crate::ids::{GatewayId, Micros, Position, UserId};
 use crate::record::{Committed, Content};
 use crate::rows::CursorRow;
 use crate::sequencer::Verdict;
@@ -151,4 +151,14 @@ pub(crate) enum Work {
     Cursor(CursorRow),
     /// A gateway that knew another router may not have heard how far it came.
     Head,
+}
+
+impl Work {
+    /// Where a record is in the log.
+    pub fn position(&self) -> Option<Position> {
+        match self {
+            Work::Record { record, .. } => Some(record.position),
+            _ => None,
+        }
+    }
 }
