@@ -25,6 +25,9 @@ they number, are answered and are shown is judged by `tidings verify`'s rules.
   checker's other anomalies and what it can't prove.
 - **busy**: the machine's share of CPU in use while the drill ran, and of it the share that the hypervisor took (steal). Other work
   shared the machine: times are upper bounds.
+
+The embedded server's disk is broken by tests: filled under load 20 times (`crates/server/tests/disk_full.rs`), failing to sync 10 times
+(`disk_error.rs`), and the server is killed 20 times (`kill.rs`); each ends with the same checker.
 """
 
 
