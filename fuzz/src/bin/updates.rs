@@ -40,7 +40,7 @@ fn client(mode: Mode) -> ClientCore {
         device: 1,
         session: 1,
         epoch: 1,
-        expires: 0,
+        ..Ready::default()
     });
     let updates = [hello, ready].map(|update| Envelope {
         r#ref: 0,
