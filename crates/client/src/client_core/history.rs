@@ -270,12 +270,13 @@ impl ClientCore {
             inbox.fetching = true;
             room -= 1;
             let after = inbox.have;
-            // Exactly the hole, if it is small; a page of what follows otherwise.
-            let hole = inbox
-                .held
-                .first_key_value()
-                .map_or(u64::MAX, |(&seq, _)| seq - after - 1);
-            let limit = u32::try_from(hole).unwrap_or(u32::MAX).min(page_max);
+            // Exactly the hole, if it is small; a page of what follows otherwise. What is held may be given by now:
+            // the update under way ends with that.
+            let held = inbox.held.range(after.saturating_add(1)..).next();
+            let hole = held.map_or(u64::MAX, |(&seq, _)| {
+                seq.saturating_sub(after).saturating_sub(1)
+            });
+            let limit = u32::try_from(hole).unwrap_or(u32::MAX).min(page_max).max(1);
             self.ask_page(now, Purpose::Gap, conversation, after, limit);
         }
     }
