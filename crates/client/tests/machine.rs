@@ -8,7 +8,7 @@ use tidings_client::{AppEvent, ClientCore, Config, Mode, Output, PersistOp, Save
 use tidings_protocol::Versions;
 use tidings_protocol::wire::{
     Cursor, Event, Heads, History, HistoryPage, Lagging, Limits, Pong, Receipt, Receipts,
-    Reconnect, SyncDone, command::Command, update::Update,
+    Reconnect, Send, SyncDone, command::Command, update::Update,
 };
 
 fn complete() -> Bench {
@@ -225,18 +225,24 @@ fn lagging_leads_to_a_sync_from_the_cursors() {
     assert_eq!((sync.epoch, sync.cursors[0].seq), (1, 1));
 }
 
-#[test]
-fn another_epoch_starts_from_nothing_under_a_fresh_sender() {
+/// A client that has sent a message, and hears of another log before an answer; and what it sent.
+fn in_another_epoch() -> (Bench, Send) {
     let mut bench = complete();
     bench.synced(1, 1, 0, vec![join(1)]);
     bench.write();
-    let old = bench.sends[0].clone();
+    let sent = bench.sends[0].clone();
     bench.hear(Update::SyncDone(SyncDone {
         epoch: 2,
         conversations: 0,
         complete: true,
         reset: true,
     }));
+    (bench, sent)
+}
+
+#[test]
+fn another_epoch_starts_from_nothing_under_a_fresh_sender() {
+    let (mut bench, old) = in_another_epoch();
     assert!(bench.app.contains(&AppEvent::Reset));
     let Some(Command::Sync(sync)) = &bench.commands.last().expect("a sync").command else {
         panic!("no sync")
@@ -252,16 +258,7 @@ fn another_epoch_starts_from_nothing_under_a_fresh_sender() {
 /// Of a log's lost end only some is gone.
 #[test]
 fn what_another_epoch_still_has_is_not_sent_again() {
-    let mut bench = complete();
-    bench.synced(1, 1, 0, vec![join(1)]);
-    bench.write();
-    let old = bench.sends[0].clone();
-    bench.hear(Update::SyncDone(SyncDone {
-        epoch: 2,
-        conversations: 0,
-        complete: true,
-        reset: true,
-    }));
+    let (mut bench, old) = in_another_epoch();
     let stored = Event {
         user: ME,
         sender: old.sender,
