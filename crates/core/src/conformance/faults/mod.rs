@@ -54,6 +54,14 @@ pub struct Scenario {
     pub allowed: &'static [Seen],
 }
 
+impl Scenario {
+    /// Says what was seen; panics if no engine may show that.
+    pub fn check(&self, seen: Seen) {
+        assert!(self.allowed.contains(&seen), "{}: {seen}", self.name);
+        eprintln!("{}: {seen}", self.name);
+    }
+}
+
 /// How many pauses are enough for what is late.
 const PAUSES: usize = 12;
 
