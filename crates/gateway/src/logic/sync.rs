@@ -566,9 +566,15 @@ impl GatewayCore {
         };
         let format = session.format;
         let at = self.live_place(slot, &item);
-        let head = match at {
-            Some(at) => self.index.get(at).head_seen.max(item.to),
-            None => item.to,
+        // The last one that can be sent, and the last one heard of: the client has all only with that one, which is
+        // on its way to all sessions here, or its store is away.
+        let (target, head) = match at {
+            Some(at) => {
+                let conversation = self.index.get(at);
+                let target = conversation.head_seen.max(item.to);
+                (target, conversation.head().max(target))
+            }
+            None => (item.to, item.to),
         };
         let seen = self.rows_for(slot, rows);
         let shown = seen.as_ref().map(|seen| seen.iter().collect::<Vec<_>>());
@@ -620,7 +626,7 @@ impl GatewayCore {
         syncing.pack.push(format, |out| {
             encode_sync_page(format, r#ref, page, &events, out)
         });
-        let target = if item.end != 0 { item.end } else { head };
+        let target = if item.end != 0 { item.end } else { target };
         if item.from <= target {
             item.to = target;
             syncing.queue.push_front(item);
@@ -672,7 +678,14 @@ impl GatewayCore {
                 member.flags &= !GATED;
             }
         }
-        let complete = syncing.complete && gated.is_empty();
+        // Of what is only heard of (an event lost on its way, its store away) the client has nothing yet.
+        let session = self.sessions.get(slot);
+        let mut joined = session.iter().flat_map(|session| &session.joined);
+        let lacks = joined.any(|j| {
+            let conversation = self.index.get(j.conversation);
+            conversation.head() > conversation.head_seen
+        });
+        let complete = syncing.complete && gated.is_empty() && !lacks;
         add(&self.metrics.syncs_incomplete, u64::from(!complete));
         let done = wire::SyncDone {
             epoch: self.settings.epoch,

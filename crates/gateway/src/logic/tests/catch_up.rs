@@ -204,6 +204,31 @@ fn history_that_cannot_be_read_is_said_to_be_late_and_live_events_go_on() {
 }
 
 #[test]
+fn who_lacks_an_event_that_is_only_heard_of_is_not_told_that_it_has_all() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    world.send_elsewhere(2, room);
+    let slot = world.login(1, 10);
+    world.settle();
+    // The router has said how it stands. The next event is lost on its way, and nobody says what it is.
+    world.send_elsewhere(2, room);
+    world.out.inbox.clear();
+    world.out.is_store_down = true;
+    world.out.is_router_deaf = true;
+    world.out.digest(None);
+    world.settle();
+    world.sync(slot, &[(room, 2)]);
+    world.settle();
+    let updates = world.take(slot);
+    assert_eq!(page(&updates, room).head, 3);
+    assert!(!done(&updates).complete);
+    world.out.is_store_down = false;
+    world.out.is_router_deaf = false;
+    world.pass(30);
+    assert_eq!(seqs(&world.take(slot), room), [3]);
+}
+
+#[test]
 fn cursors_of_a_lost_log_are_answered_with_reset() {
     let mut world = World::new();
     let room = world.room(5, &[1]);
