@@ -9,7 +9,7 @@ use tidings_core::ports::directory::{
 };
 
 use super::SqliteDirectory;
-use super::rows::{behind, number, page, sql};
+use super::rows::{number, sql};
 use super::tx::Tx;
 
 impl Accounts for SqliteDirectory {
@@ -217,16 +217,6 @@ impl Accounts for SqliteDirectory {
                 )));
             }
             Ok(())
-        })
-    }
-
-    fn blocks_of(&self, user: UserId, after: UserId, limit: usize) -> Answer<'_, Vec<UserId>> {
-        self.threads.read(move |tx| {
-            tx.rows(
-                "select blocked from blocks where user_id = $1 and blocked > $2 order by blocked limit $3",
-                params![sql(user.0), behind(after.0), page(limit)],
-                |row| number(row, 0).map(UserId),
-            )
         })
     }
 

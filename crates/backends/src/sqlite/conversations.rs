@@ -9,8 +9,8 @@ use tidings_core::ids::{ConversationId, UserId};
 use tidings_core::membership::{Request, next_version, outbox_entry, unchanged};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::{
-    Answer, Change, ConversationRecord, Conversations, DirectoryError, Member, Membership,
-    NewConversation, Opened, OutboxEntry,
+    Answer, Change, ConversationRecord, Conversations, DirectoryError, Lists, Member, Membership,
+    NewConversation, Opened, OutboxEntry, PAGE_MAX,
 };
 use tidings_core::record::{Role, RoleChange};
 
@@ -83,6 +83,24 @@ impl Conversations for SqliteDirectory {
 
     fn conversation(&self, id: ConversationId) -> Answer<'_, Option<ConversationRecord>> {
         self.threads.read(move |tx| find(tx, id))
+    }
+
+    fn lists_of(&self, user: UserId) -> Answer<'_, Lists> {
+        self.threads.read(move |tx| {
+            let id = sql(user.0);
+            Ok(Lists {
+                conversations: tx.rows(
+                    "select conversation from members where user_id = $1 order by conversation limit $2",
+                    params![id, page(PAGE_MAX)],
+                    |row| number(row, 0).map(ConversationId),
+                )?,
+                blocked: tx.rows(
+                    "select blocked from blocks where user_id = $1 order by blocked",
+                    [id],
+                    |row| number(row, 0).map(UserId),
+                )?,
+            })
+        })
     }
 
     fn conversations_of(

@@ -35,8 +35,8 @@ pub use accounts::{
     LoginName, NewUser, PasswordHash, StoredPassword, User,
 };
 pub use conversations::{
-    Change, ConversationRecord, Conversations, DirectId, Member, Membership, NewConversation,
-    Opened, OutboxEntry, TITLE_BYTES_MAX, direct_conversation,
+    Change, ConversationRecord, Conversations, DirectId, Lists, Member, Membership,
+    NewConversation, Opened, OutboxEntry, TITLE_BYTES_MAX, direct_conversation,
 };
 pub use credentials::{
     ApiKey, ApiKeyId, Credentials, NewApiKey, NewSignIn, Revocation, RevocationSubject, Rotation,

@@ -13,7 +13,7 @@ use tokio_postgres::Row;
 
 use super::call::Tx;
 use super::faults::Fault;
-use super::sql::{behind, get, ids, is_impossible, number, page, sql, typed, user_id};
+use super::sql::{get, ids, is_impossible, number, sql, typed, user_id};
 use super::{PostgresDirectory, answered, devices};
 
 impl Accounts for PostgresDirectory {
@@ -181,6 +181,28 @@ impl Accounts for PostgresDirectory {
         })
     }
 
+    fn subject_on_device(
+        &self,
+        subject: ExternalSubject,
+        display_name: String,
+        device: String,
+    ) -> Answer<'_, (User, Device)> {
+        let calls = self.calls.clone();
+        Box::pin(async move {
+            // Nearly always both are there.
+            let args = (subject.clone(), device.clone());
+            let known = calls.call("subject_on_device", args, |tx, (subject, device)| {
+                Box::pin(devices::of_subject(tx, subject, device))
+            });
+            if let Some(known) = known.await? {
+                return Ok(known);
+            }
+            let user = self.user_of_subject(subject, display_name).await?;
+            let device = self.device_named(user.id, device).await?;
+            Ok((user, device))
+        })
+    }
+
     fn devices(&self, user: UserId) -> Answer<'_, Vec<Device>> {
         self.calls.call("devices", user, |tx, user| {
             Box::pin(devices::list(tx, *user))
@@ -222,18 +244,6 @@ impl Accounts for PostgresDirectory {
             .transaction("set_block", (user, other), |tx, (user, other)| {
                 Box::pin(block(tx, *user, *other))
             })
-    }
-
-    fn blocks_of(&self, user: UserId, after: UserId, limit: usize) -> Answer<'_, Vec<UserId>> {
-        self.calls.call("blocks_of", (user, after, limit), |tx, (user, after, limit)| {
-            Box::pin(async move {
-                let rows = tx.rows(
-                    "select blocked from blocks where user_id = $1 and blocked > $2 order by blocked limit $3",
-                    typed![sql(user.0), behind(after.0), page(*limit)],
-                ).await?;
-                rows.iter().map(|row| user_id(row, 0)).collect()
-            })
-        })
     }
 
     fn has_blocked(&self, user: UserId, other: UserId) -> Answer<'_, bool> {
@@ -366,7 +376,7 @@ async fn block(tx: &Tx, user: UserId, other: UserId) -> Result<(), Fault> {
     Ok(())
 }
 
-fn user(row: &Row) -> Result<User, Fault> {
+pub(super) fn user(row: &Row) -> Result<User, Fault> {
     let issuer: Option<String> = get(row, 3)?;
     let subject: Option<String> = get(row, 4)?;
     Ok(User {

@@ -9,8 +9,8 @@ use tidings_core::ids::{ConversationId, UserId};
 use tidings_core::membership::{Facts, Place, Request, next_version, outbox_entry, unchanged};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::directory::{
-    Answer, Change, ConversationRecord, Conversations, DirectoryError, Member, Membership,
-    NewConversation, Opened, OutboxEntry, What,
+    Answer, BLOCKS_PER_USER_MAX, Change, ConversationRecord, Conversations, DirectoryError, Lists,
+    Member, Membership, NewConversation, Opened, OutboxEntry, PAGE_MAX, What,
 };
 use tidings_core::record::{Role, RoleChange};
 
@@ -107,6 +107,30 @@ impl Conversations for PostgresDirectory {
     fn conversation(&self, id: ConversationId) -> Answer<'_, Option<ConversationRecord>> {
         self.calls
             .call("conversation", id, |tx, id| Box::pin(find(tx, *id)))
+    }
+
+    fn lists_of(&self, user: UserId) -> Answer<'_, Lists> {
+        self.calls.call("lists_of", user, |tx, user| {
+            Box::pin(async move {
+                let rows = tx.rows(
+                    "(select conversation, true from members where user_id = $1 order by conversation limit $2)
+                     union all
+                     (select blocked, false from blocks where user_id = $1 order by blocked limit $3)",
+                    typed![sql(user.0), page(PAGE_MAX), page(BLOCKS_PER_USER_MAX)],
+                ).await?;
+                let mut lists = Lists::default();
+                for row in &rows {
+                    match get(row, 1)? {
+                        true => lists.conversations.push(ConversationId(number(row, 0)?)),
+                        false => lists.blocked.push(UserId(number(row, 0)?)),
+                    }
+                }
+                // The order of both halves together isn't promised.
+                lists.conversations.sort_unstable();
+                lists.blocked.sort_unstable();
+                Ok(lists)
+            })
+        })
     }
 
     fn conversations_of(

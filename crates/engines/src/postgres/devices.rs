@@ -3,10 +3,12 @@
 use futures_util::future::{try_join, try_join3};
 use tidings_core::ids::{DeviceId, Micros, UserId};
 use tidings_core::ports::directory::{
-    DEVICES_PER_USER_MAX, Device, DirectoryError, Revocation, RevocationSubject, What,
+    DEVICES_PER_USER_MAX, Device, DirectoryError, ExternalSubject, Revocation, RevocationSubject,
+    User, What,
 };
 use tokio_postgres::Row;
 
+use super::accounts::user;
 use super::call::Tx;
 use super::faults::Fault;
 use super::sql::{account, get, number, sql, typed, user_id};
@@ -82,6 +84,25 @@ pub(super) async fn named(tx: &Tx, user: UserId, name: &str) -> Result<Option<De
     row.as_ref().map(device).transpose()
 }
 
+/// The account of a subject, and its device of this name, if both are there.
+pub(super) async fn of_subject(
+    tx: &Tx,
+    subject: &ExternalSubject,
+    name: &str,
+) -> Result<Option<(User, Device)>, Fault> {
+    let row = tx
+        .row(
+            "select u.id, u.login_name, u.display_name, u.issuer, u.subject, u.created, u.disabled,
+                d.id, d.user_id, d.name, d.created, d.last_seen
+         from users u join devices d on d.user_id = u.id and d.name = $3
+         where u.issuer = $1 and u.subject = $2 order by d.created, d.id limit 1",
+            typed![subject.issuer.as_str(), subject.subject.as_str(), name],
+        )
+        .await?;
+    row.map(|row| Ok((user(&row)?, device_at(&row, 7)?)))
+        .transpose()
+}
+
 pub(super) async fn list(tx: &Tx, user: UserId) -> Result<Vec<Device>, Fault> {
     let rows = tx.rows(
         "select id, user_id, name, created, last_seen from devices where user_id = $1 order by created, id",
@@ -132,11 +153,16 @@ async fn delete(tx: &Tx, device: DeviceId) -> Result<Revocation, Fault> {
 }
 
 fn device(row: &Row) -> Result<Device, Fault> {
+    device_at(row, 0)
+}
+
+/// A device whose columns begin with the one at `first`.
+fn device_at(row: &Row, first: usize) -> Result<Device, Fault> {
     Ok(Device {
-        id: DeviceId(number(row, 0)?),
-        user: user_id(row, 1)?,
-        name: get(row, 2)?,
-        created: number(row, 3)?,
-        last_seen: number(row, 4)?,
+        id: DeviceId(number(row, first)?),
+        user: user_id(row, first + 1)?,
+        name: get(row, first + 2)?,
+        created: number(row, first + 3)?,
+        last_seen: number(row, first + 4)?,
     })
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tidings_core::ids::{ConversationId, GatewayId, Micros, Partition, Seq, SessionId, UserId};
 use tidings_core::ports::directory::{
-    BLOCKS_PER_USER_MAX, Directory, DirectoryError, PAGE_MAX, Revocation, direct_conversation,
+    Directory, DirectoryError, PAGE_MAX, Revocation, direct_conversation,
 };
 use tidings_core::ports::log::Append;
 use tidings_core::ports::peers::ToRouter;
@@ -401,34 +401,21 @@ impl Outbound for Out<'_> {
     }
 }
 
-/// What the gateway is to know of a user.
+/// What the gateway is to know of a user; more than a page of conversations comes page by page.
 async fn listed(directory: &dyn Directory, user: UserId) -> Result<Listed, DirectoryError> {
-    let conversations = conversations(directory, user).await?;
-    let blocks = directory
-        .blocks_of(user, UserId(0), BLOCKS_PER_USER_MAX)
-        .await?;
-    let blocked = blocks
-        .into_iter()
-        .map(|other| direct_conversation(user, other).conversation);
+    let lists = directory.lists_of(user).await?;
+    let mut conversations = lists.conversations;
+    let mut is_last = conversations.len() < PAGE_MAX;
+    while !is_last {
+        let after = conversations.last().copied().unwrap_or_default();
+        let page = directory.conversations_of(user, after, PAGE_MAX).await?;
+        is_last = page.len() < PAGE_MAX;
+        conversations.extend(page.iter().map(|membership| membership.conversation.id));
+    }
+    let blocked = lists.blocked.into_iter();
+    let blocked = blocked.map(|other| direct_conversation(user, other).conversation);
     Ok(Listed {
         conversations,
         blocked: blocked.collect(),
     })
-}
-
-/// All conversations of a user, page by page.
-async fn conversations(
-    directory: &dyn Directory,
-    user: UserId,
-) -> Result<Vec<ConversationId>, DirectoryError> {
-    let mut list: Vec<ConversationId> = Vec::new();
-    loop {
-        let after = list.last().copied().unwrap_or_default();
-        let page = directory.conversations_of(user, after, PAGE_MAX).await?;
-        let is_last = page.len() < PAGE_MAX;
-        list.extend(page.iter().map(|membership| membership.conversation.id));
-        if is_last {
-            return Ok(list);
-        }
-    }
 }

@@ -344,10 +344,6 @@ impl Accounts for Outside {
         has_blocked(UserId, UserId) -> bool;
     }
 
-    fn blocks_of(&self, _: UserId, _: UserId, _: usize) -> Answer<'_, Vec<UserId>> {
-        Box::pin(async { Ok(Vec::new()) })
-    }
-
     fn blockers_among(&self, _: UserId, _: Vec<UserId>) -> Answer<'_, Vec<UserId>> {
         Box::pin(async { Ok(Vec::new()) })
     }
@@ -369,27 +365,14 @@ impl Credentials for Outside {
 }
 
 impl Conversations for Outside {
-    fn conversations_of(
-        &self,
-        user: UserId,
-        after: ConversationId,
-        _: usize,
-    ) -> Answer<'_, Vec<Membership>> {
-        let conversation = ConversationRecord {
-            id: ROOM,
-            kind: ConversationKind::Group,
-            title: String::new(),
-            version: 1,
-            join_role: Role::None,
-            created: 0,
-        };
-        let is_listed = user.0 <= 2 && after < ROOM;
-        let list = is_listed.then_some(Membership {
-            conversation,
-            role: Role::Member,
-            since: 1,
-        });
-        Box::pin(async move { Ok(list.into_iter().collect()) })
+    fn lists_of(&self, user: UserId) -> Answer<'_, Lists> {
+        let is_listed = user.0 <= 2;
+        Box::pin(async move {
+            Ok(Lists {
+                conversations: is_listed.then_some(ROOM).into_iter().collect(),
+                blocked: Vec::new(),
+            })
+        })
     }
 
     fn outbox_wait(&self) -> BoxFuture<'_, ()> {
@@ -397,6 +380,7 @@ impl Conversations for Outside {
     }
 
     unasked! {
+        conversations_of(UserId, ConversationId, usize) -> Vec<Membership>;
         create_direct(UserId, UserId) -> directory::Opened;
         create_conversation(NewConversation) -> directory::Opened;
         set_title(ConversationId, UserId, String) -> ();

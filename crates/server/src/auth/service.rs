@@ -8,7 +8,7 @@ use std::time::Duration;
 use subtle::ConstantTimeEq;
 use tidings_core::ids::{DeviceId, Micros, UserId};
 use tidings_core::ports::directory::{
-    ApiKey, ApiKeyId, Directory, DirectoryError, NewApiKey, PAGE_MAX, Revocation,
+    ApiKey, ApiKeyId, Directory, DirectoryError, NewApiKey, PAGE_MAX, Refusal, Revocation,
     RevocationSubject, SignIn,
 };
 
@@ -147,17 +147,21 @@ impl Auth {
         }
         let claims = self.external.verify(token, self.now())?;
         let name = claims.name.unwrap_or_else(|| "Somebody".to_owned());
-        let user = self.directory.user_of_subject(claims.subject, name).await?;
+        let named = super::accounts::device_name(device);
+        let (user, known) = self
+            .directory
+            .subject_on_device(claims.subject, name, named)
+            .await
+            .map_err(|error| match error {
+                DirectoryError::Refused(Refusal::Disabled) => AuthError::Disabled,
+                error => error.into(),
+            })?;
         if user.disabled {
             return Err(AuthError::Disabled);
         }
         let principal = Principal {
             user: user.id,
-            device: self
-                .directory
-                .device_named(user.id, super::accounts::device_name(device))
-                .await?
-                .id,
+            device: known.id,
             sign_in: Default::default(),
             issued: claims.issued,
             expires: claims.expires,

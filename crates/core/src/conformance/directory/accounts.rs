@@ -96,6 +96,21 @@ pub(super) async fn a_subject_is_one_account(directory: &dyn Directory) {
         .expect("made at first sight");
     assert_ne!(other.id, first.id);
     assert_eq!(first.external, Some(subject("7")));
+
+    let comes =
+        |device: &str| directory.subject_on_device(subject("7"), "Other".into(), device.into());
+    let made = comes("phone").await.expect("made at first sight");
+    assert_eq!((&made.0, made.1.user), (&first, first.id));
+    assert_eq!(comes("phone").await, Ok(made.clone()));
+    assert_ne!(comes("tablet").await.expect("made").1.id, made.1.id);
+    let shut = directory.set_disabled(first.id, true).await;
+    shut.expect("can be shut");
+    let (user, device) = comes("phone").await.expect("found");
+    assert!(user.disabled && device == made.1);
+    assert_eq!(
+        refused(comes("watch").await),
+        DirectoryError::Refused(Refusal::Disabled)
+    );
 }
 
 pub(super) async fn a_new_password_ends_what_the_old_one_signed_in(directory: &dyn Directory) {
@@ -233,8 +248,7 @@ pub(super) async fn blocks_of_a_user_are_bounded(directory: &dyn Directory) {
         DirectoryError::Refused(Refusal::TooMany(BLOCKS_PER_USER_MAX))
     );
     assert_eq!(directory.has_blocked(ann, one_more).await, Ok(false));
-    let all = directory.blocks_of(ann, UserId(0), BLOCKS_PER_USER_MAX);
-    let all = all.await.expect("reads work");
+    let all = directory.lists_of(ann).await.expect("reads work").blocked;
     assert_eq!(all.len(), BLOCKS_PER_USER_MAX);
     let repeat = directory.set_block(ann, all[0], true).await;
     repeat.expect("a repeat is harmless at the limit too");
@@ -259,8 +273,8 @@ pub(super) async fn a_block_is_one_way(directory: &dyn Directory) {
     }
     assert_eq!(directory.has_blocked(ann, bob).await, Ok(true));
     assert_eq!(directory.has_blocked(bob, ann).await, Ok(false));
-    assert_eq!(directory.blocks_of(ann, UserId(0), 10).await, Ok(vec![bob]));
-    assert_eq!(directory.blocks_of(ann, bob, 10).await, Ok(vec![]));
+    let lists = directory.lists_of(ann).await.expect("reads work");
+    assert_eq!(lists.blocked, [bob]);
     let eve = user(directory, "blk-eve").await;
     directory.set_block(eve, bob, true).await.expect("set");
     let among = directory.blockers_among(bob, vec![eve, bob, ann]).await;

@@ -353,6 +353,8 @@ pub(super) async fn lists_come_in_pages(directory: &dyn Directory) {
         seen.extend(page.iter().map(|m| m.conversation.id));
     }
     assert_eq!(seen, made);
+    let lists = directory.lists_of(ann).await.expect("reads work");
+    assert_eq!((lists.conversations, lists.blocked), (made.clone(), vec![]));
     assert_eq!(
         directory
             .conversations_of(ann, ConversationId(u64::MAX), 2)

@@ -145,6 +145,21 @@ pub trait Accounts: Send + Sync {
     /// [`Accounts::add_device`]: for tokens that name no device.
     fn device_named(&self, user: UserId, name: String) -> Answer<'_, Device>;
 
+    /// [`Accounts::user_of_subject`] and [`Accounts::device_named`] at once, as each sign-in by a customer's token needs
+    /// both; what is known already costs one question. Whoever is shut out has the device if it was made before.
+    fn subject_on_device(
+        &self,
+        subject: ExternalSubject,
+        display_name: String,
+        device: String,
+    ) -> Answer<'_, (User, Device)> {
+        Box::pin(async move {
+            let user = self.user_of_subject(subject, display_name).await?;
+            let device = self.device_named(user.id, device).await?;
+            Ok((user, device))
+        })
+    }
+
     /// All devices of a user, oldest first, at most [`super::PAGE_MAX`].
     fn devices(&self, user: UserId) -> Answer<'_, Vec<Device>>;
 
@@ -159,9 +174,6 @@ pub trait Accounts: Send + Sync {
     /// Blocks (`true`) or unblocks another user. A repeat is harmless. More than
     /// [`BLOCKS_PER_USER_MAX`] are refused.
     fn set_block(&self, user: UserId, other: UserId, blocked: bool) -> Answer<'_, ()>;
-
-    /// Whom a user has blocked, by id from behind `after` (0: the first), at most `limit`.
-    fn blocks_of(&self, user: UserId, after: UserId, limit: usize) -> Answer<'_, Vec<UserId>>;
 
     /// Whether `user` has blocked `other`.
     fn has_blocked(&self, user: UserId, other: UserId) -> Answer<'_, bool>;

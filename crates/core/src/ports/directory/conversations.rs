@@ -127,6 +127,16 @@ pub struct Membership {
     pub since: u64,
 }
 
+/// What a server asks of a user who comes.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Lists {
+    /// The user's conversations, ascending, at most [`super::PAGE_MAX`]: behind so many go on with
+    /// [`Conversations::conversations_of`].
+    pub conversations: Vec<ConversationId>,
+    /// Whom the user has blocked, ascending: all, of which there are at most [`super::BLOCKS_PER_USER_MAX`].
+    pub blocked: Vec<UserId>,
+}
+
 /// A change that still has to be appended to the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct OutboxEntry {
@@ -194,6 +204,9 @@ pub trait Conversations: Send + Sync {
 
     /// A conversation.
     fn conversation(&self, id: ConversationId) -> Answer<'_, Option<ConversationRecord>>;
+
+    /// A user's conversations and blocks in one question, as every sign-in needs them.
+    fn lists_of(&self, user: UserId) -> Answer<'_, Lists>;
 
     /// A user's conversations by id from behind `after` (0: the first), at most `limit`.
     fn conversations_of(
