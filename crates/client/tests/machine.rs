@@ -325,6 +325,16 @@ fn a_server_that_says_when_to_come_back_is_obeyed() {
     let mut bench = complete();
     bench.hear(Update::Reconnect(Reconnect { after_ms: 7_000 }));
     assert_eq!(delays(&mut bench, Some(1012), 1), [7 * SECOND]);
+
+    // So is one that has no room for the connection, within a second.
+    bench.core.disconnected(bench.now, None);
+    bench.core.not_connected(bench.now, Some(20));
+    bench.collect();
+    let after = match bench.rest.last() {
+        Some(Output::Connect { after }) => *after,
+        other => panic!("{other:?}"),
+    };
+    assert!((20 * SECOND..21 * SECOND).contains(&after), "{after}");
 }
 
 #[test]

@@ -5,6 +5,8 @@
 
 use std::mem::MaybeUninit;
 
+use bytes::Bytes;
+
 /// The longest head, in bytes (security checklist, row 7).
 pub const HEAD_BYTES_MAX: usize = 8 << 10;
 /// The most headers of a request (security checklist, row 7).
@@ -188,6 +190,14 @@ pub fn refusal(status: u16) -> &'static [u8] {
         503 => response!("503 Service Unavailable", "Retry-After: 5"),
         _ => response!("400 Bad Request"),
     }
+}
+
+/// The refusal of somebody for whom there is room in so many seconds.
+pub fn unavailable(retry_after_s: u64) -> Bytes {
+    format!(
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: {retry_after_s}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    )
+    .into()
 }
 
 impl HeadError {

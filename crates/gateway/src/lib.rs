@@ -8,5 +8,6 @@ pub mod host;
 pub mod http_head;
 pub mod logic;
 pub mod tls;
+mod turns;
 pub mod worker;
 pub mod ws;

@@ -41,6 +41,21 @@ impl From<tokio_tungstenite::tungstenite::Error> for ConnectError {
     }
 }
 
+impl ConnectError {
+    /// The seconds after which the server wants the client back, if it said so (RFC 9110, section 10.2.3).
+    pub(super) fn retry_after(&self) -> Option<u32> {
+        use tokio_tungstenite::tungstenite::Error;
+        let ConnectError::WebSocket(error) = self else {
+            return None;
+        };
+        let Error::Http(response) = &**error else {
+            return None;
+        };
+        let seconds = response.headers().get(header::RETRY_AFTER)?;
+        seconds.to_str().ok()?.parse().ok()
+    }
+}
+
 pub(super) async fn connect(
     url: String,
     format: Format,
@@ -110,4 +125,34 @@ async fn dial_from(from: IpAddr, address: SocketAddr) -> std::io::Result<TcpStre
     };
     socket.bind(SocketAddr::new(from, 0))?;
     socket.connect(address).await
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_server_without_room_says_when_it_has_some() {
+        let server = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("ws://{}", server.local_addr().expect("bound"));
+        for (answer, wanted) in [
+            ("503 Service Unavailable\r\nRetry-After: 7", Some(7)),
+            ("429 Too Many Requests\r\nRetry-After: soon", None),
+            ("503 Service Unavailable", None),
+        ] {
+            let refuse = async {
+                let (mut socket, _) = server.accept().await.expect("a connection");
+                let mut head = [0; 1024];
+                let _ = socket.read(&mut head).await.expect("a request");
+                let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+                socket.write_all(answer.as_bytes()).await.expect("written");
+            };
+            let (result, ()) = tokio::join!(connect(url.clone(), Format::Proto, None), refuse);
+            let error = result.err().expect("refused");
+            assert_eq!(error.retry_after(), wanted, "{answer}");
+        }
+    }
 }

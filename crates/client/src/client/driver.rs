@@ -173,7 +173,8 @@ impl Driver {
                     }
                     Err(error) => {
                         tracing::debug!(%error, "no connection");
-                        self.core.disconnected(self.clock.now(), None);
+                        self.core
+                            .not_connected(self.clock.now(), error.retry_after());
                     }
                 },
                 Happened::Token(Ok(token)) => {

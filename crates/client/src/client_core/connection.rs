@@ -128,6 +128,16 @@ impl ClientCore {
         self.flush_commands(now);
     }
 
+    /// The connection could not be made; `retry_after`: the seconds after which the server wants the client back, if
+    /// it answered so. Up to a second is added: others were told the same.
+    pub fn not_connected(&mut self, now: u64, retry_after: Option<u32>) {
+        if let Some(seconds) = retry_after {
+            let jitter = ((self.random)() % 1000) as u32;
+            self.told_to_come_back(now, seconds.saturating_mul(1000).saturating_add(jitter));
+        }
+        self.disconnected(now, None);
+    }
+
     /// The connection ended, or could not be made; `code`: of the close frame, if there was one.
     pub fn disconnected(&mut self, now: u64, code: Option<u16>) {
         if !self.link.up() && self.link.state != State::Connecting {

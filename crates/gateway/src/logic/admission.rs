@@ -13,6 +13,7 @@ use super::GatewayCore;
 use super::outbound::{Outbound, Slot};
 use super::session::{ADMITTING, hash};
 use super::settings::SECOND;
+use crate::turns::Turns;
 
 /// Who has to wait longer is told to come back: half of what the server leaves for `auth`.
 const WAIT_MAX: Micros = 5 * SECOND;
@@ -20,29 +21,15 @@ const WAIT_MAX: Micros = 5 * SECOND;
 /// Sessions that wait at most, each with its token.
 const WAITING_MAX: usize = 8_192;
 
-/// Taken for the rate until a second in which there were always some waiting has shown it.
-const PER_SECOND: usize = 500;
-
 /// Sessions that sign in, and those that wait for it.
+#[derive(Default)]
 pub(super) struct Admission {
     under_way: usize,
     waiting: VecDeque<Waiting>,
     /// Admitted since the last tick, and whether some waited at that.
     admitted: usize,
     was_waiting: bool,
-    per_second: usize,
-}
-
-impl Default for Admission {
-    fn default() -> Self {
-        Admission {
-            under_way: 0,
-            waiting: VecDeque::new(),
-            admitted: 0,
-            was_waiting: false,
-            per_second: PER_SECOND,
-        }
-    }
+    turns: Turns,
 }
 
 struct Waiting {
@@ -71,7 +58,7 @@ impl GatewayCore {
             }
             return out.authenticate(id, token, device);
         }
-        let wait = admission.wait();
+        let wait = admission.turns.of(admission.waiting.len());
         if wait <= WAIT_MAX && admission.waiting.len() < WAITING_MAX {
             admission.waiting.push_back(Waiting {
                 session: id,
@@ -81,8 +68,7 @@ impl GatewayCore {
             return;
         }
         super::metrics::add(&self.metrics.sent_away, 1);
-        // Spread by session, over as long again.
-        let after = wait + hash(3, id.0) % wait.max(SECOND);
+        let after = admission.turns.give(self.now, wait, hash(3, id.0));
         let after_ms = (after / 1000) as u32;
         let reconnect = update::Update::Reconnect(wire::Reconnect { after_ms });
         self.update(out, slot, 0, reconnect);
@@ -116,21 +102,14 @@ impl GatewayCore {
         let admission = &mut self.admission;
         let admitted = std::mem::take(&mut admission.admitted);
         let is_waiting = !admission.waiting.is_empty();
-        admission.per_second = match (admission.was_waiting, is_waiting) {
-            (true, true) => admitted.max(1),
-            (_, true) => admission.per_second,
-            (_, false) => PER_SECOND,
-        };
+        match (admission.was_waiting, is_waiting) {
+            (true, true) => admission.turns.measured(admitted),
+            (_, true) => {}
+            (_, false) => admission.turns.rest(),
+        }
         admission.was_waiting = is_waiting;
         if !is_waiting {
             admission.waiting = VecDeque::new();
         }
-    }
-}
-
-impl Admission {
-    /// How long one more would wait, by what went through lately.
-    fn wait(&self) -> Micros {
-        self.waiting.len() as Micros * SECOND / self.per_second as Micros
     }
 }

@@ -75,7 +75,7 @@ impl Settings {
             send_bytes_per_minute: 5_000_000,
             asks_per_second: 20,
             watch_max: limits::WATCH_MAX,
-            sign_ins_at_once: 32,
+            sign_ins_at_once: 8,
             auth_within: ms(limits::AUTH_WITHIN_MS),
             heartbeat: ms(limits::HEARTBEAT_MS),
             stale_after: ms(limits::STALE_AFTER_MS),

@@ -48,8 +48,6 @@ pub struct Io {
     pub(super) now_tick: u32,
     pub(super) panics_since_ms: u64,
     pub(super) panics: u32,
-    /// Refused connections that are still to read why.
-    pub(super) refused: usize,
     pub(super) draining: bool,
     pub(super) stopping: bool,
 }
@@ -76,7 +74,6 @@ impl Io {
             now_tick: 0,
             panics_since_ms: 0,
             panics: 0,
-            refused: 0,
             draining: false,
             stopping: false,
         }

@@ -189,7 +189,7 @@ impl Io {
         self.wheel.disarm(&mut self.conns, slot);
         let mut conn = self.conns.remove(slot);
         if conn.has(UNCOUNTED) {
-            self.refused -= 1;
+            self.pool.lingered();
             return conn;
         }
         self.pool.leave();

@@ -47,7 +47,7 @@ use io::Notice;
 use listener::{Accepted, Acceptor};
 use stats::add;
 
-use crate::http_head::refusal;
+use crate::http_head::{refusal, unavailable};
 use crate::tls::Tls;
 
 /// The size of the buffer that every session of a worker is read into.
@@ -55,9 +55,7 @@ const SCRATCH_BYTES: usize = 64 << 10;
 /// Events taken from epoll per turn: some hundred reads are about a millisecond, which is how
 /// long a write may have to wait for the turn's end.
 const EVENTS_PER_TURN: usize = 256;
-/// Refused connections that a worker keeps until their client has read why. More are just closed.
-const REFUSED_MAX: usize = 64;
-/// How long they are kept.
+/// How long a refused connection is kept for its client to read why.
 const REFUSED_LINGER_MS: u32 = 2_000;
 /// Rounds of notices and writes before the turn ends: an answer to a notice may cause another.
 const NOTICE_ROUNDS: usize = 4;
@@ -353,14 +351,18 @@ impl<H: Handler> Worker<H> {
     /// Says why and closes, before any other work. Over TLS there is nothing to say it in.
     fn refuse(&mut self, stream: mio::net::TcpStream, status: u16) {
         add(&self.io.stats.refused, 1);
-        if self.tls.is_some() || self.io.refused >= REFUSED_MAX {
+        if self.tls.is_some() || !self.io.pool.linger() {
             return;
         }
-        self.io.refused += 1;
         let token = self.io.insert(stream, Phase::Head);
         let slot = token.slot();
         self.io.conns[slot].set(UNCOUNTED, true);
-        self.io.finish(slot, Bytes::from_static(refusal(status)));
+        let answer = match status {
+            // Each has a turn of its own: thousands may come at once.
+            503 => unavailable(self.io.pool.retry_after(slot as u64)),
+            status => Bytes::from_static(refusal(status)),
+        };
+        self.io.finish(slot, answer);
         self.io.set_phase_deadline(slot, REFUSED_LINGER_MS);
         self.register(slot);
     }

@@ -5,8 +5,15 @@ use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use tidings_core::ids::Micros;
 
 use super::config::PoolLimits;
+use crate::turns::Turns;
+
+/// Refused connections that are kept however full it is.
+const LINGERING_MIN: usize = 64;
 
 /// The connections of all workers, counted.
 #[derive(Debug)]
@@ -17,6 +24,21 @@ pub struct Pool {
     /// Bounded by `unauthenticated`; the map's hash is keyed, so addresses can't be made to collide.
     per_ip: Mutex<HashMap<IpAddr, u32>>,
     unhealthy: AtomicBool,
+    /// Refused ones that are kept until their client has read why.
+    lingering: AtomicUsize,
+    started: Instant,
+    /// Connections that have proven who they are, or are gone.
+    let_go: AtomicUsize,
+    turns: Mutex<Refused>,
+}
+
+/// Those for whom there was no room.
+#[derive(Debug, Default)]
+struct Refused {
+    turns: Turns,
+    /// When the rate was measured last, and what `let_go` was then.
+    measured: Micros,
+    let_go: usize,
 }
 
 /// The address that counts towards the limit per address.
@@ -39,6 +61,10 @@ impl Pool {
             unauthenticated: AtomicUsize::new(0),
             per_ip: Mutex::default(),
             unhealthy: AtomicBool::new(false),
+            lingering: AtomicUsize::new(0),
+            started: Instant::now(),
+            let_go: AtomicUsize::new(0),
+            turns: Mutex::default(),
         }
     }
 
@@ -99,11 +125,52 @@ impl Pool {
         Ok(Unproven::Counted(key))
     }
 
+    /// Whether a refused connection may be kept: as many as there is room for connections, and always a few.
+    pub(super) fn linger(&self) -> bool {
+        let room = self
+            .limits
+            .connections_max
+            .saturating_sub(self.connections());
+        let may = self.lingering.fetch_add(1, Ordering::Relaxed) < room.max(LINGERING_MIN);
+        if !may {
+            self.lingered();
+        }
+        may
+    }
+
+    /// One that was kept is gone.
+    pub(super) fn lingered(&self) {
+        self.lingering.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// In how many seconds one that is refused may come back, by how fast others made room lately.
+    pub(super) fn retry_after(&self, hash: u64) -> u64 {
+        self.retry_after_at(self.started.elapsed().as_micros() as Micros, hash)
+    }
+
+    fn retry_after_at(&self, now: Micros, hash: u64) -> u64 {
+        const SECOND: Micros = 1_000_000;
+        let mut refused = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = now.saturating_sub(refused.measured);
+        if passed >= SECOND {
+            let all = self.let_go.load(Ordering::Relaxed);
+            let let_go = (all - std::mem::replace(&mut refused.let_go, all)) as u64;
+            refused.measured = now;
+            match passed < 3 * SECOND {
+                true => refused.turns.measured((let_go * SECOND / passed) as usize),
+                false => refused.turns.rest(),
+            }
+        }
+        let wait = refused.turns.of(self.limits.unauthenticated_max);
+        refused.turns.give(now, wait, hash).div_ceil(SECOND)
+    }
+
     /// A connection is no longer unauthenticated.
     pub(super) fn proven(&self, unproven: Unproven) {
         if unproven == Unproven::Exempt {
             return;
         }
+        self.let_go.fetch_add(1, Ordering::Relaxed);
         self.unauthenticated.fetch_sub(1, Ordering::Relaxed);
         let Unproven::Counted(key) = unproven else {
             return;
@@ -162,6 +229,38 @@ mod tests {
         assert_eq!(admit("2001:db8::2"), Err(429));
         admit("10.0.0.1").expect("room again");
         assert_eq!((pool.connections(), pool.unauthenticated()), (5, 4));
+    }
+
+    #[test]
+    fn the_refused_are_kept_as_long_as_there_is_room() {
+        let pool = Pool::new(PoolLimits::of(100));
+        let kept = |pool: &Pool| (0..200).take_while(|_| pool.linger()).count();
+        assert_eq!(kept(&pool), 100);
+        pool.lingered();
+        assert_eq!(kept(&pool), 1);
+        let full = Pool::new(PoolLimits {
+            exempt_loopback: true,
+            ..PoolLimits::of(10)
+        });
+        let admitted = (0..20).take_while(|_| full.admit(ip("127.0.0.1"), false).is_ok());
+        assert_eq!((admitted.count(), kept(&full)), (10, LINGERING_MIN));
+    }
+
+    #[test]
+    fn who_is_refused_is_given_a_turn_by_how_fast_others_make_room() {
+        let pool = Pool::new(PoolLimits::of(10_000));
+        let at = |now| pool.retry_after_at(now, 0);
+        // A thousand are before it, five hundred a second is the guess.
+        assert_eq!(at(10_000_000), 3);
+        assert!((0..500).all(|_| at(10_500_000) <= 4));
+        for _ in 0..2_000 {
+            let unproven = pool.admit(ip("10.0.0.1"), true);
+            pool.proven(unproven.expect("room"));
+        }
+        // Now it is known to be two thousand a second.
+        assert_eq!(at(11_000_000), 3);
+        assert!((0..2_000).all(|_| at(11_000_000) <= 4));
+        assert_eq!(at(40_000_000), 3, "and forgotten");
     }
 
     #[test]

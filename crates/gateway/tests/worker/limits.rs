@@ -140,7 +140,9 @@ fn connections_over_a_limit_are_refused_before_any_work() {
         clients.rotate_left(1);
     }
     let mut refused = server.connect();
-    assert!(refused.head().starts_with("HTTP/1.1 503 "));
+    let response = refused.head();
+    assert!(response.starts_with("HTTP/1.1 503 "), "{response}");
+    assert!(response.contains("\r\nRetry-After: 1\r\n"), "{response}");
     refused.assert_ended();
 
     // One of the two that are still unauthenticated.
