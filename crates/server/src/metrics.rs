@@ -244,6 +244,16 @@ impl Figures {
             self.sum(|g| &g.syncs_incomplete),
         )?;
         page.counter(
+            "chat_reads_recent",
+            "Reads of events that were in the gateway's memory.",
+            self.sum(|g| &g.reads_recent),
+        )?;
+        page.counter(
+            "chat_reads_shared",
+            "Reads of events answered by an equal one under way.",
+            self.sum(|g| &g.reads_shared),
+        )?;
+        page.counter(
             "chat_panics",
             "Panics contained to their connection.",
             self.socket(|s| &s.panics),

@@ -75,10 +75,17 @@ impl GatewayCore {
     }
 
     /// Hands the next event to the sessions of its conversation.
-    fn deliver<O: Outbound>(&mut self, out: &mut O, at: u32, row: &EventRow, except: SessionId) {
+    fn deliver<O: Outbound>(
+        &mut self,
+        out: &mut O,
+        at: u32,
+        row: &Arc<EventRow>,
+        except: SessionId,
+    ) {
         let _span =
             tracing::debug_span!("fan_out", conversation = row.conversation.0, seq = row.seq)
                 .entered();
+        self.recent.push(row);
         let except = self.sessions.slot_of(except).unwrap_or(NOBODY);
         let (seq, stamp) = (row.seq, stamp(self.now));
         let conversation = self.index.get_mut(at);
@@ -213,7 +220,8 @@ impl GatewayCore {
         for row in rows {
             match self.index.find(conversation) {
                 Some(at) if self.index.get(at).head_seen + 1 == row.seq => {
-                    self.deliver(out, at, row, SessionId(0));
+                    let row = Arc::new((*row).clone());
+                    self.deliver(out, at, &row, SessionId(0));
                 }
                 Some(_) => {}
                 // The last one here has left; somebody may join.

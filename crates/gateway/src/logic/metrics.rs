@@ -87,6 +87,8 @@ pub struct GatewayMetrics {
     pub syncs_incomplete: AtomicU64,
     /// Reads answered by another read under way.
     pub reads_shared: AtomicU64,
+    /// Reads of events that were here lately.
+    pub reads_recent: AtomicU64,
     /// Requests to a router or the host that weren't answered in time.
     pub requests_lost: AtomicU64,
     refusals: [AtomicU64; ErrorCode::ALL.len()],

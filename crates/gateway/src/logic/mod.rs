@@ -23,7 +23,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use tidings_core::ids::{ConversationId, Micros, Seq, SessionId, UserId};
 use tidings_core::ports::peers::{Handed, ToGateway, ToRouter};
-use tidings_core::rows::CursorRow;
+use tidings_core::rows::{CursorRow, EventRow};
 use tidings_protocol::wire::{self, update};
 use tidings_protocol::{CloseCode, ErrorCode, Format};
 
@@ -44,6 +44,7 @@ mod presence;
 mod rates;
 mod reads;
 mod receipts;
+mod recent;
 mod send;
 mod session;
 mod settings;
@@ -83,6 +84,9 @@ pub struct GatewayCore {
     next_request: u64,
     /// Reads under way by range, so that equal ones share.
     reading: HashMap<reads::Range, u64>,
+    /// Reads whose events are here, given at the end of this turn.
+    recent_reads: Vec<(u64, Vec<Arc<EventRow>>)>,
+    recent: recent::Recent,
     loads: HashMap<UserId, Load>,
     /// The direct conversations with those whom users with sessions here have blocked, sorted;
     /// whoever blocks nobody isn't in it.
@@ -149,6 +153,8 @@ impl GatewayCore {
             admission: admission::Admission::default(),
             requests: HashMap::new(),
             reading: HashMap::new(),
+            recent_reads: Vec::new(),
+            recent: recent::Recent::default(),
             loads: HashMap::new(),
             blocks: HashMap::new(),
             cursors: HashMap::new(),
@@ -321,7 +327,14 @@ impl GatewayCore {
         for held in std::mem::take(&mut self.orphans) {
             self.event(out, held.row, held.except);
         }
-        self.flush_packs(out);
+        loop {
+            self.give_recent(out);
+            self.flush_packs(out);
+            // A page that was sent may be followed by one that is here too.
+            if self.recent_reads.is_empty() {
+                break;
+            }
+        }
         self.flush_sends(out);
         self.flush_handed(out);
         self.settle_early_cursors(out, false);

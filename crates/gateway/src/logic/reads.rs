@@ -63,6 +63,8 @@ pub(super) struct Read {
 /// Who is asked.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stage {
+    /// Nobody: the events are here.
+    Recent,
     Store,
     /// The router, as the store had nothing, or not all.
     Tail,
@@ -118,6 +120,8 @@ impl GatewayCore {
         }
         let id = self.request_id();
         let until = self.now + READ_WITHIN;
+        let recent = self.recent.get(conversation, (from, to), bytes_max);
+        let is_here = !recent.is_empty();
         let read = Read {
             conversation,
             from,
@@ -125,11 +129,15 @@ impl GatewayCore {
             bytes_max,
             waiters: vec![why],
             had: Vec::new(),
-            stage: Stage::Store,
+            stage: if is_here { Stage::Recent } else { Stage::Store },
             until,
         };
         self.requests.insert(id, Request::Read(read));
         self.reading.insert(range, id);
+        if is_here {
+            add(&self.metrics.reads_recent, 1);
+            return self.recent_reads.push((id, recent));
+        }
         out.read_events(id, conversation, from, to, bytes_max);
     }
 
@@ -175,6 +183,15 @@ impl GatewayCore {
         );
     }
 
+    /// Answers the reads of this turn whose events were here, and those that follow from them. Not where they
+    /// are asked: a sync of thousands of conversations would go as deep.
+    pub(super) fn give_recent<O: Outbound>(&mut self, out: &mut O) {
+        while let Some((request, rows)) = self.recent_reads.pop() {
+            let rows: Vec<&EventRow> = rows.iter().map(|row| &**row).collect();
+            self.read_done(out, request, &rows);
+        }
+    }
+
     /// A router gave events the store doesn't have yet.
     pub(super) fn tail<O: Outbound>(&mut self, out: &mut O, request: u64, rows: &[Arc<EventRow>]) {
         let Some(Request::Read(read)) = self.requests.get_mut(&request) else {
@@ -210,6 +227,13 @@ impl GatewayCore {
             .remove(&(read.conversation, read.from, read.to));
         let had: Vec<&EventRow> = read.had.iter().collect();
         let rows = if had.len() > rows.len() { &had } else { rows };
+        // What one misses who comes back others miss too.
+        if read.stage != Stage::Recent && read.waiters.iter().any(|w| matches!(w, ReadFor::Sync(_)))
+        {
+            for row in rows {
+                self.recent.push(&Arc::new((*row).clone()));
+            }
+        }
         self.give(
             out,
             read.conversation,

@@ -163,7 +163,18 @@ fn what_the_store_does_not_have_yet_comes_from_the_logs_tail() {
     let updates = world.take(slot);
     assert_eq!(seqs(&updates, room), (1..=21).collect::<Vec<_>>());
     assert!(done(&updates).complete);
-    // History looks there too, and when both sides know nothing it says so.
+}
+
+#[test]
+fn history_looks_at_the_logs_tail_too_and_says_when_neither_side_knows() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    for _ in 0..20 {
+        world.send_elsewhere(2, room);
+    }
+    world.out.rooms.get_mut(&room).expect("it").stored = 8;
+    let slot = world.login(1, 10);
+    world.take(slot);
     let history = |after| wire::History {
         conversation: room.0,
         before: 0,
@@ -424,6 +435,30 @@ fn a_long_sync_goes_no_faster_than_the_client_reads() {
         assert_eq!(seqs(&updates, room), (2..=101).collect::<Vec<_>>());
     }
     assert!(done(&updates).complete);
+}
+
+#[test]
+fn what_went_by_here_lately_is_not_read_again() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    let slot = world.login(1, 10);
+    world.sync(slot, &[(room, 1)]);
+    world.settle();
+    for _ in 0..10 {
+        world.send_elsewhere(2, room);
+    }
+    world.settle();
+    let reads = world.out.reads;
+    for (device, cursor) in [(11, 1), (12, 4), (13, 11)] {
+        let late = world.login(1, device);
+        world.sync(late, &[(room, cursor)]);
+        world.settle();
+        let updates = world.take(late);
+        assert_eq!(seqs(&updates, room), (cursor + 1..=11).collect::<Vec<_>>());
+        assert!(done(&updates).complete);
+    }
+    assert_eq!(world.out.reads, reads);
+    assert_eq!(world.metric(|m| &m.reads_recent), 2);
 }
 
 #[test]
