@@ -158,8 +158,8 @@ impl Clients {
     /// What came of the order that was given.
     pub fn hear(&mut self, name: &str) -> anyhow::Result<Done> {
         let done: Done = self.0.hear(Duration::from_secs(300))?;
-        for problem in &done.problems {
-            eprintln!("    {name}: {problem}");
+        for (problem, times) in &done.problems {
+            eprintln!("    {name}, {times} times: {problem}");
         }
         if done.late {
             eprintln!(

@@ -271,7 +271,7 @@ fn server_round(
         if done.late {
             faulty.push(format!("{rate}/s: not everything came in time"));
         }
-        faulty.extend(done.problems.iter().cloned());
+        faulty.extend(done.problems.keys().cloned());
         Ok(done)
     };
     run(WARM_S)?;

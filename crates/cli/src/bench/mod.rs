@@ -142,7 +142,7 @@ impl Stage {
     fn run(&mut self, order: Order) -> anyhow::Result<Done> {
         let done = self.clients.run(order)?;
         self.checked.received += done.delivered + done.paged;
-        self.checked.problems.extend(done.problems.iter().cloned());
+        self.checked.problems.extend(done.problems.keys().cloned());
         if done.late {
             self.checked
                 .problems

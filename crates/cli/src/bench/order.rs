@@ -1,5 +1,6 @@
 //! What the orchestrator and its load processes say to each other: one JSON value a line.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use serde::{Deserialize, Serialize};
@@ -116,14 +117,18 @@ pub struct Done {
     pub deliver: Quantiles,
     /// From being cut off to having caught up, of each session that came back.
     pub away: Quantiles,
+    /// The parts of that: until the attempt that succeeded, until that was signed in, and from there on.
+    pub stages: [Quantiles; 3],
+    /// Attempts to come back, also those that failed.
+    pub attempts: u64,
     /// From asking to the first page, in microseconds.
     pub first_page_us: u64,
     /// CPU of the probe itself, where it measures it.
     pub cpu_ns: u64,
     /// The time ran out.
     pub late: bool,
-    /// The first few errors.
-    pub problems: Vec<String>,
+    /// The first few errors, and how often each was met.
+    pub problems: BTreeMap<String, u64>,
 }
 
 /// Microseconds.

@@ -174,6 +174,16 @@ pub fn run_storm(args: StormArgs) -> anyhow::Result<ExitCode> {
         back.away.p99 / 1e6,
         back.away.max / 1e6
     );
+    let parts = ["before the last attempt", "signing in", "catching up"];
+    for (part, seen) in parts.iter().zip(&back.stages) {
+        println!(
+            "| of that, {part} | {:.1}, {:.1}, {:.1} s | |",
+            seen.p50 / 1e6,
+            seen.p99 / 1e6,
+            seen.max / 1e6
+        );
+    }
+    println!("| attempts | {} | |", back.attempts);
     println!("| events caught up on | {} | |", back.paged);
     println!(
         "| memory of the two others: before, most, at rest with all | {} MiB; most to rest {peak:.2} | {} |",

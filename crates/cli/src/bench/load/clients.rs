@@ -35,7 +35,7 @@ const TICKS: usize = 100;
 const TICK: Duration = Duration::from_millis(50);
 /// The server's heartbeat at its default: who said nothing for so long pings.
 const PING_NS: u64 = 30_000_000_000;
-const PROBLEMS_MAX: usize = 5;
+const PROBLEMS_MAX: usize = 10;
 
 /// Sessions being opened.
 pub struct Opening {
@@ -57,6 +57,10 @@ pub struct Returning {
     /// How many have been cut off and are back.
     pub back: usize,
     pub away: Histogram<u64>,
+    /// Of that until the attempt that succeeded began, from there until it was signed in, and from there on.
+    pub stages: [Histogram<u64>; 3],
+    /// Attempts, also those that failed.
+    pub attempts: u64,
 }
 
 /// The order under way.
@@ -188,8 +192,9 @@ impl Clients {
     }
 
     pub fn problem(&mut self, text: String) {
-        if self.done.problems.len() < PROBLEMS_MAX && !self.done.problems.contains(&text) {
-            self.done.problems.push(text);
+        let problems = &mut self.done.problems;
+        if problems.len() < PROBLEMS_MAX || problems.contains_key(&text) {
+            *problems.entry(text).or_default() += 1;
         }
     }
 
@@ -323,6 +328,8 @@ impl Clients {
                     deadline: until(seconds),
                     back: 0,
                     away: histogram(),
+                    stages: [histogram(), histogram(), histogram()],
+                    attempts: 0,
                 });
             }
             Order::AwaitRaw { bytes, seconds } => {
@@ -401,7 +408,11 @@ impl Clients {
                 self.done.deliver = Quantiles::of(&sending.deliver);
                 self.done.by_second = sending.by_second;
             }
-            Job::Returning(returning) => self.done.away = Quantiles::of(&returning.away),
+            Job::Returning(returning) => {
+                self.done.away = Quantiles::of(&returning.away);
+                self.done.stages = returning.stages.each_ref().map(Quantiles::of);
+                self.done.attempts = returning.attempts;
+            }
             Job::AwaitRaw { .. } => {
                 self.done.bytes = self.raw_bytes;
                 self.raw_bytes = 0;
@@ -481,8 +492,14 @@ impl Clients {
             Token(at),
             Interest::READABLE | Interest::WRITABLE,
         )?;
-        self.sessions[at].stream = Some(stream);
-        self.sessions[at].state = State::Connecting;
+        let now = self.now();
+        let session = &mut self.sessions[at];
+        session.stream = Some(stream);
+        session.state = State::Connecting;
+        session.began = now;
+        if let Job::Returning(returning) = &mut self.job {
+            returning.attempts += 1;
+        }
         Ok(())
     }
 
@@ -492,6 +509,7 @@ impl Clients {
         let session = &mut self.sessions[at];
         session.failures = 0;
         let cut_off = std::mem::take(&mut session.cut_off);
+        let (began, signed_in) = (session.began, session.signed_in);
         match &mut self.job {
             Job::Opening(opening) => {
                 opening.under_way = opening.under_way.saturating_sub(1);
@@ -500,13 +518,17 @@ impl Clients {
             Job::Returning(returning) if cut_off > 0 => {
                 returning.back += 1;
                 returning.away.saturating_record(now - cut_off);
+                let stages = [began - cut_off, signed_in - began, now - signed_in];
+                for (stage, seen) in returning.stages.iter_mut().zip(stages) {
+                    stage.saturating_record(seen);
+                }
             }
             _ => {}
         }
     }
 
-    /// A session was cut off and comes back as the client's library does: after a while between nothing and
-    /// a second, twice that with each failure, at most 30 s.
+    /// A session was cut off and comes back as the client's library does: when the server has said, else after a
+    /// while between nothing and a second, twice that with each failure, at most 30 s.
     pub fn come_back(&mut self, at: usize) {
         let now = self.now();
         let session = &mut self.sessions[at];
@@ -515,12 +537,21 @@ impl Clients {
         }
         let most = 1_000_000_000u64 << session.failures.min(5);
         session.failures += 1;
+        let told = std::mem::take(&mut session.come_back_at);
+        if told > 0 {
+            return self.again.push(Reverse((told, at)));
+        }
+        let after = self.chance(most.min(30_000_000_000));
+        self.again.push(Reverse((now + after, at)));
+    }
+
+    /// A number below `most`, of no particular quality.
+    pub fn chance(&mut self, most: u64) -> u64 {
         self.chance = self
             .chance
             .wrapping_mul(0x5851_f42d_4c95_7f2d)
             .wrapping_add(1);
-        let after = (self.chance >> 16) % most.min(30_000_000_000);
-        self.again.push(Reverse((now + after, at)));
+        (self.chance >> 16) % most
     }
 
     fn raw_event(&mut self, at: usize) {

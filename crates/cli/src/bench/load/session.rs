@@ -59,8 +59,13 @@ pub struct Session {
     pub token: String,
     /// When it was cut off, if it isn't back; 0: it is.
     pub cut_off: u64,
+    /// When the last attempt began, and when it was signed in.
+    pub began: u64,
+    pub signed_in: u64,
     /// Attempts to come back that failed.
     pub failures: u8,
+    /// When the server wants it back, if it has said so.
+    pub come_back_at: u64,
 }
 
 impl Session {
@@ -82,7 +87,10 @@ impl Session {
             epoch: 0,
             token: String::new(),
             cut_off: 0,
+            began: 0,
+            signed_in: 0,
             failures: 0,
+            come_back_at: 0,
         }
     }
 
@@ -221,8 +229,15 @@ impl Clients {
                 return 0;
             };
             if !bytes.starts_with(b"HTTP/1.1 101") {
-                let head = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]).into_owned();
-                self.problem(format!("no upgrade: {head}"));
+                let head = String::from_utf8_lossy(&bytes[..bytes.len().min(200)]);
+                let status = head.lines().next().unwrap_or_default();
+                self.problem(format!("no upgrade: {status}"));
+                let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+                let retry = lines.find(|(name, _)| name.eq_ignore_ascii_case("retry-after"));
+                if let Some(seconds) = retry.and_then(|(_, value)| value.parse::<u64>().ok()) {
+                    let after = seconds * 1_000_000_000 + self.chance(1_000_000_000);
+                    self.sessions[at].come_back_at = now + after;
+                }
                 self.closed(at);
                 return bytes.len();
             }
@@ -276,6 +291,7 @@ impl Clients {
             }
             Some(update::Update::Ready(ready)) => {
                 self.sessions[at].epoch = ready.epoch;
+                self.sessions[at].signed_in = now;
                 self.sync(at);
             }
             Some(update::Update::Ack(ack)) => self.acked(at, &ack, now),
@@ -292,7 +308,10 @@ impl Clients {
                 self.sync(at);
             }
             Some(update::Update::Error(error)) => self.refused(at, &error),
-            Some(update::Update::Reconnect(_)) => self.problem("the server says reconnect".into()),
+            Some(update::Update::Reconnect(told)) => {
+                self.problem("the server says reconnect".into());
+                self.sessions[at].come_back_at = now + u64::from(told.after_ms) * 1_000_000;
+            }
             _ => {}
         }
     }
