@@ -7,6 +7,7 @@
 pub mod host;
 pub mod http_head;
 pub mod logic;
+pub mod seldom;
 pub mod tls;
 mod turns;
 pub mod worker;

@@ -26,6 +26,7 @@ use tidings_core::ports::peers::{Peers, ToRouter};
 use tidings_core::ports::store::{STORE_DEADLINE, Store, StoreResult};
 use tidings_core::router::{Config, Counters};
 use tidings_core::rows::{CursorRow, EventRow, StateRow};
+use tidings_gateway::seldom::Seldom;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::Instrument;
@@ -368,15 +369,21 @@ fn now_or_later(
 
 /// The answer, or nothing when it failed or didn't come in time.
 async fn within<T>(what: &'static str, call: impl Future<Output = StoreResult<T>>) -> Option<T> {
+    static REFUSED: Seldom = Seldom::new();
+    static LATE: Seldom = Seldom::new();
     let call = call.instrument(tracing::debug_span!("store", what));
     match tokio::time::timeout(STORE_DEADLINE, call).await {
         Ok(Ok(value)) => Some(value),
         Ok(Err(error)) => {
-            tracing::warn!(%error, what, "the store refused");
+            if let Some(left_out) = REFUSED.turn() {
+                tracing::warn!(%error, what, left_out, "the store refused");
+            }
             None
         }
         Err(_) => {
-            tracing::warn!(what, "the store did not answer in time");
+            if let Some(left_out) = LATE.turn() {
+                tracing::warn!(what, left_out, "the store did not answer in time");
+            }
             None
         }
     }

@@ -24,6 +24,7 @@ use tidings_protocol::CloseCode;
 use super::Ports;
 use super::inbox::{Inbox, Input};
 use crate::logic::{AuthFailure, Listed, Outbound, Slot};
+use crate::seldom::Seldom;
 use crate::worker::{Io, Token};
 
 /// How long a token may be checked: less than a client waits for `ready`.
@@ -130,8 +131,11 @@ impl Link {
         let mut call: Pin<Box<dyn Future<Output = Result<(), RegistryError>> + Send>> =
             Box::pin(call);
         let report = move |result| {
-            if let Err(error) = result {
-                tracing::warn!(%error, what, "the registry is passed over");
+            static SELDOM: Seldom = Seldom::new();
+            if let Err(error) = result
+                && let Some(left_out) = SELDOM.turn()
+            {
+                tracing::warn!(%error, what, left_out, "the registry is passed over");
             }
         };
         match self.poll_once(&mut call) {
