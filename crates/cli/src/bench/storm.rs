@@ -29,6 +29,8 @@ const HINTS: usize = 100;
 const BEFORE_S: f64 = 20.0;
 /// How long the storm may last before what is missing counts as lost.
 const WITHIN_S: f64 = 60.0;
+/// How long what is still on its way may take in the end.
+const SETTLE_S: f64 = 15.0;
 /// After it, until memory is called steady.
 const REST_S: f64 = 20.0;
 /// All must be back in so many seconds; memory and the others' p99 at most so many times what they were.
@@ -146,7 +148,9 @@ pub fn run_storm(args: StormArgs) -> anyhow::Result<ExitCode> {
         60.0,
     )))?;
     pairing.run(talk(5.0))?;
-    away.run(Order::Rest { seconds: 2.0 })?;
+    for clients in [&mut away, &mut pairing, &mut writing] {
+        clients.run(Order::Resume { seconds: SETTLE_S })?;
+    }
     let (mut lost, mut doubled, mut reordered) = (0, 0, 0);
     for clients in [&mut away, &mut pairing, &mut writing] {
         let check = clients.run(Order::Check)?;
@@ -243,6 +247,8 @@ fn sends(first: usize, count: usize, rate: f64, bursts: u64, seconds: f64) -> Se
         bursts,
         seconds,
         body: 64,
+        // What is refused stays unsaid: who waits for an answer is no part of this.
+        gives_up: true,
         ..SendPlan::default()
     }
 }
