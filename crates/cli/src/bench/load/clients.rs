@@ -316,6 +316,15 @@ impl Clients {
                         self.readable(at);
                     }
                 }
+                // Whoever was cut off and isn't on its way back comes now.
+                let now = self.now();
+                self.again.clear();
+                let away = |&at: &usize| {
+                    let session = &self.sessions[at];
+                    session.stream.is_none() && !session.token.is_empty()
+                };
+                let away = (0..self.sessions.len()).filter(away);
+                self.again.extend(away.map(|at| Reverse((now, at))));
             }
             Order::Return {
                 first,
@@ -381,7 +390,8 @@ impl Clients {
                 (sending.is_over(now) && complete, sending.deadline)
             }
             Job::Resuming { deadline } => {
-                let live = self.sessions.iter().all(|s| s.state == State::Live);
+                let mut opened = self.sessions.iter().filter(|s| !s.token.is_empty());
+                let live = opened.all(|s| s.state == State::Live);
                 (
                     live && self
                         .ledger

@@ -145,6 +145,7 @@ impl Clients {
         };
         let plan = &sending.plan;
         sending.begun += 1;
+        let sender = sender(self.nonce, at, self.sessions[at].outbox);
         let session = &mut self.sessions[at];
         if plan.gives_up && (session.state != State::Live || session.paused_until > intended) {
             self.done.withheld += u64::from(plan.burst);
@@ -185,7 +186,7 @@ impl Clients {
             });
             commands.push(Command::Send(Send {
                 conversation: m.conversation,
-                sender: self.nonce.wrapping_add(at as u64) | 1 << 63,
+                sender,
                 grant: m.grant,
                 counter: m.counter,
                 id: m.id,
@@ -206,10 +207,14 @@ impl Clients {
     }
 
     /// A send was refused, and with it all behind it. Its author gives it up and waits as told; what comes
-    /// next has its number.
+    /// next has its number, unless that turns out to be taken: whether a refused one is in the log isn't always known.
     pub(super) fn refused_send(&mut self, at: usize, error: &wire::Error) -> bool {
-        if !self.gives_up() || error.retry_after_ms == 0 {
+        if !self.gives_up() {
             return false;
+        }
+        if error.retry_after_ms == 0 {
+            self.leave_outbox(at);
+            return true;
         }
         let now = self.now();
         let session = &mut self.sessions[at];
@@ -229,9 +234,29 @@ impl Clients {
         true
     }
 
+    fn leave_outbox(&mut self, at: usize) {
+        let session = &mut self.sessions[at];
+        session.outbox += 1;
+        self.done.refused += session.pending.len() as u64;
+        session.pending.clear();
+        for m in &mut session.memberships {
+            (m.counter, m.id, m.acked) = (0, 0, 0);
+        }
+    }
+
     pub(super) fn acked(&mut self, at: usize, ack: &Ack, now: u64) {
+        let is_left = ack.sender != sender(self.nonce, at, self.sessions[at].outbox);
         if ack.status() == Status::Gap && self.gives_up() {
-            return; // What was sent behind a refused one.
+            // Usually of what was sent behind a refused one and is given up. One that is still waited for can't come
+            // any more: something before it was lost.
+            let first = self.sessions[at].pending.front();
+            let is_waited_for = first.is_some_and(|first| {
+                (first.conversation, first.counter) == (ack.conversation, ack.counter)
+            });
+            if !is_left && is_waited_for {
+                self.leave_outbox(at);
+            }
+            return;
         }
         let session = &mut self.sessions[at];
         let Some(place) = session.find(ack.conversation) else {
@@ -241,6 +266,10 @@ impl Clients {
             return self.problem(format!("a send was answered {:?}", ack.status()));
         }
         let m = &mut session.memberships[place];
+        if is_left {
+            self.ledger.take(at as u32, m, ack.seq, Way::Own);
+            return;
+        }
         if ack.counter <= m.acked {
             return;
         }
@@ -283,4 +312,8 @@ impl Clients {
                 .saturating_record(now.saturating_sub(intended));
         }
     }
+}
+
+fn sender(nonce: u64, at: usize, outbox: u64) -> u64 {
+    nonce.wrapping_add(at as u64).wrapping_add(outbox << 32) | 1 << 63
 }

@@ -45,6 +45,8 @@ pub struct Session {
     pub memberships: Vec<Membership>,
     /// Sends without an answer, in order.
     pub pending: VecDeque<Pending>,
+    /// How many outboxes it has left, as it couldn't know what of them is in the log.
+    pub outbox: u64,
     /// Until when the server wants no more sends.
     pub paused_until: u64,
     pub stalled: bool,
@@ -77,6 +79,7 @@ impl Session {
             out: Vec::new(),
             memberships: Vec::new(),
             pending: VecDeque::new(),
+            outbox: 0,
             paused_until: 0,
             stalled: false,
             fresh: true,
