@@ -249,10 +249,9 @@ impl Clients {
         if ack.status() == Status::Gap && self.gives_up() {
             // Usually of what was sent behind a refused one and is given up. One that is still waited for can't come
             // any more: something before it was lost.
-            let first = self.sessions[at].pending.front();
-            let is_waited_for = first.is_some_and(|first| {
-                (first.conversation, first.counter) == (ack.conversation, ack.counter)
-            });
+            let mut pending = self.sessions[at].pending.iter();
+            let is_waited_for = pending
+                .any(|sent| (sent.conversation, sent.counter) == (ack.conversation, ack.counter));
             if !is_left && is_waited_for {
                 self.leave_outbox(at);
             }
