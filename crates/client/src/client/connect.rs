@@ -151,7 +151,7 @@ mod tests {
                 socket.write_all(answer.as_bytes()).await.expect("written");
             };
             let (result, ()) = tokio::join!(connect(url.clone(), Format::Proto, None), refuse);
-            let error = result.err().expect("refused");
+            let error = result.expect_err("refused");
             assert_eq!(error.retry_after(), wanted, "{answer}");
         }
     }

@@ -79,7 +79,7 @@ pub enum Job {
     Resuming {
         deadline: u64,
     },
-    Returning(Returning),
+    Returning(Box<Returning>),
     AwaitRaw {
         bytes: u64,
         deadline: u64,
@@ -331,7 +331,7 @@ impl Clients {
                 count,
                 seconds,
             } => {
-                self.job = Job::Returning(Returning {
+                self.job = Job::Returning(Box::new(Returning {
                     first,
                     count,
                     deadline: until(seconds),
@@ -339,7 +339,7 @@ impl Clients {
                     away: histogram(),
                     stages: [histogram(), histogram(), histogram()],
                     attempts: 0,
-                });
+                }));
             }
             Order::AwaitRaw { bytes, seconds } => {
                 self.job = Job::AwaitRaw {
