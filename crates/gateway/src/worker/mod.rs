@@ -359,7 +359,7 @@ impl<H: Handler> Worker<H> {
         self.io.conns[slot].set(UNCOUNTED, true);
         let answer = match status {
             // Each has a turn of its own: thousands may come at once.
-            503 => unavailable(self.io.pool.retry_after(slot as u64)),
+            503 => unavailable(self.io.pool.retry_after()),
             status => Bytes::from_static(refusal(status)),
         };
         self.io.finish(slot, answer);

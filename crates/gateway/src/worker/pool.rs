@@ -2,6 +2,7 @@
 //! who they are, and go; never on a message's way.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -144,8 +145,10 @@ impl Pool {
     }
 
     /// In how many seconds one that is refused may come back, by how fast others made room lately.
-    pub(super) fn retry_after(&self, hash: u64) -> u64 {
-        self.retry_after_at(self.started.elapsed().as_micros() as Micros, hash)
+    pub(super) fn retry_after(&self) -> u64 {
+        let now = self.started.elapsed().as_micros() as Micros;
+        // Other keys each time: for whom there is no turn any more is spread.
+        self.retry_after_at(now, RandomState::new().hash_one(now))
     }
 
     fn retry_after_at(&self, now: Micros, hash: u64) -> u64 {
