@@ -6,6 +6,7 @@ use tidings_core::record::Role;
 use tidings_protocol::wire::{self, command::Command, update::Update};
 use tidings_protocol::{Format, limits};
 
+use super::super::outbound::Slot;
 use super::outside::Input;
 use super::world::{World, errors, seqs};
 
@@ -149,8 +150,8 @@ fn events_that_come_while_a_sync_is_read_follow_its_page() {
     assert_eq!(seqs(&updates, room), (1..=10).collect::<Vec<_>>());
 }
 
-#[test]
-fn what_the_store_does_not_have_yet_comes_from_the_logs_tail() {
+/// A conversation of 21 events of which the store has 8, and a session of a member.
+fn half_stored() -> (World, ConversationId, Slot) {
     let mut world = World::new();
     let room = world.room(5, &[1, 2]);
     for _ in 0..20 {
@@ -158,6 +159,12 @@ fn what_the_store_does_not_have_yet_comes_from_the_logs_tail() {
     }
     world.out.rooms.get_mut(&room).expect("it").stored = 8;
     let slot = world.login(1, 10);
+    (world, room, slot)
+}
+
+#[test]
+fn what_the_store_does_not_have_yet_comes_from_the_logs_tail() {
+    let (mut world, room, slot) = half_stored();
     world.sync(slot, &[]);
     world.settle();
     let updates = world.take(slot);
@@ -167,13 +174,7 @@ fn what_the_store_does_not_have_yet_comes_from_the_logs_tail() {
 
 #[test]
 fn history_looks_at_the_logs_tail_too_and_says_when_neither_side_knows() {
-    let mut world = World::new();
-    let room = world.room(5, &[1, 2]);
-    for _ in 0..20 {
-        world.send_elsewhere(2, room);
-    }
-    world.out.rooms.get_mut(&room).expect("it").stored = 8;
-    let slot = world.login(1, 10);
+    let (mut world, room, slot) = half_stored();
     world.take(slot);
     let history = |after| wire::History {
         conversation: room.0,
