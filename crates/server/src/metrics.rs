@@ -444,6 +444,16 @@ impl Figures {
             "Sends refused because the server had more to do than it could.",
             self.sum(|g| &g.shed),
         )?;
+        page.gauge(
+            "chat_sends_waiting",
+            "Sends that wait for their answer.",
+            self.0.workers.sends_waiting() as i64,
+        )?;
+        page.gauge(
+            "chat_sends_waiting_max",
+            "How many sends may wait; more are refused for a second or a few.",
+            self.0.workers.sends_waiting_max() as i64,
+        )?;
         let breakers: Vec<Breaker> = self.0.parts.iter().flat_map(|p| p.breakers()).collect();
         if breakers.is_empty() {
             return Ok(());

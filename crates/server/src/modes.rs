@@ -3,8 +3,9 @@
 //!
 //! Overload shows in two figures: how long a gateway worker takes to come to what it is told, and how long
 //! most sends wait for their acknowledgement. As they grow, typing is left out, then presence, receipts and
-//! whole pages of history; at last new sends are taken only as fast as they are acknowledged. What is
-//! acknowledged is never touched.
+//! whole pages of history. How many sends may wait is limited always, by what is acknowledged in a second
+//! (Little's law): what comes above it is refused before it makes the others late. What is acknowledged is
+//! never touched.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
@@ -30,11 +31,11 @@ const LOOKS_BETTER: u8 = 4;
 
 /// What is left out at which delay of most sends, or of a worker's turn, in the order of its worth.
 const SHED_AT: [(Feature, Duration); 5] = [
-    (Feature::Typing, Duration::from_millis(1_000)),
-    (Feature::Presence, Duration::from_millis(1_500)),
-    (Feature::Receipts, Duration::from_millis(2_000)),
-    (Feature::History, Duration::from_millis(2_500)),
-    (Feature::Delivery, Duration::from_millis(4_000)),
+    (Feature::Typing, Duration::from_millis(500)),
+    (Feature::Presence, Duration::from_millis(625)),
+    (Feature::Receipts, Duration::from_millis(750)),
+    (Feature::History, Duration::from_millis(875)),
+    (Feature::Delivery, WAIT_MAX),
 ];
 
 /// Features, in the order of their numbers.
@@ -75,16 +76,23 @@ pub struct Watched {
 pub async fn run(watched: Watched, mut stop: watch::Receiver<bool>) {
     let mut deciding = Deciding::default();
     let mut acks = Acks::default();
+    let mut waiting = WaitingMax::default();
     loop {
+        watched.gateways.limit_sends(waiting.0);
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             _ = stop.changed() => return,
         }
         let turn = watched.gateways.probe();
         let acked = acks.since_last(&watched.metrics);
+        let was_full = watched.gateways.sends_refused() > 0;
+        waiting.look(&acked, watched.gateways.sends_waiting(), was_full);
+        // Whoever is refused would have waited as long at least.
+        let refused = if was_full { WAIT_MAX } else { Duration::ZERO };
+        let delay = turn.max(acked.most_took).max(refused);
         let health = &watched.health;
         let impaired: Vec<Vec<Feature>> = health.parts.iter().map(|part| part.impairs()).collect();
-        for (feature, state) in deciding.look(impaired.concat(), turn.max(acked.most_took)) {
+        for (feature, state) in deciding.look(impaired.concat(), delay) {
             health.modes.states[feature as usize].store(state as u8, Ordering::Relaxed);
             if state != FeatureState::Normal {
                 health.modes.changes.fetch_add(1, Ordering::Relaxed);
@@ -96,8 +104,6 @@ pub async fn run(watched: Watched, mut stop: watch::Receiver<bool>) {
                 since: system::now(),
             });
         }
-        let limit = deciding.is_overloaded().then(|| sends_taken(&acked));
-        watched.gateways.limit_sends(limit);
         look_again(health, &impaired).await;
     }
 }
@@ -105,18 +111,42 @@ pub async fn run(watched: Watched, mut stop: watch::Receiver<bool>) {
 /// Whoever asks for readiness, as a balancer does all the time, asks the parts.
 const ASKED_WITHIN: Micros = 2_000_000;
 
-/// Sends taken in each look however overloaded: else none would be acknowledged, and none taken for ever.
-const SENDS_MIN: u32 = 16;
+/// How long most sends may wait for their acknowledgement before fewer are let in: well below the time after which the
+/// log's answer counts as missing (`kafka.refuse_after_ms`), or clients would send again what is on its way.
+const WAIT_MAX: Duration = Duration::from_secs(1);
 
-/// How long most sends shall wait for their acknowledgement in overload: what waits makes large batches, and
-/// is worked off within seconds when less is sent.
-const WAIT_WANTED: Duration = Duration::from_secs(2);
+/// How long they shall wait then.
+const WAIT_WANTED: Duration = Duration::from_millis(500);
 
-/// How many sends to take until the next look: about as many as are acknowledged; fewer as long as more wait
-/// than shall, down to half, and a little more when it is less, else it would never grow again.
-fn sends_taken(acked: &Acked) -> u32 {
-    let part = WAIT_WANTED.as_secs_f64() / acked.most_took.as_secs_f64().max(0.001);
-    (f64::from(acked.count) * part.clamp(0.5, 1.125)) as u32 + SENDS_MIN
+/// How many sends of this server may wait for their acknowledgement.
+struct WaitingMax(u32);
+
+impl Default for WaitingMax {
+    /// Nobody knows yet: half a second of 2,000 a second.
+    fn default() -> WaitingMax {
+        WaitingMax(1_000)
+    }
+}
+
+impl WaitingMax {
+    /// However slow it is: some have to come through to tell how fast it is.
+    const LEAST: u32 = 64;
+    const MOST: u32 = 1 << 20;
+
+    /// As many as are acknowledged in the time they shall wait, once most wait for too long and more wait than that
+    /// (else they were late for another reason); a little more when there was no room although they weren't late.
+    fn look(&mut self, acked: &Acked, waiting: u64, was_full: bool) {
+        let is_late = acked.most_took > WAIT_MAX;
+        let of_a_second = f64::from(acked.count) / EVERY.as_secs_f64();
+        let wanted = (of_a_second * WAIT_WANTED.as_secs_f64()) as u32;
+        if is_late && waiting > wanted.into() {
+            // Not at once: what is acknowledged now was let in when more could wait.
+            self.0 = wanted.clamp(self.0 / 2, self.0);
+        } else if was_full && acked.count > 0 {
+            self.0 += self.0 / 4;
+        }
+        self.0 = self.0.clamp(WaitingMax::LEAST, WaitingMax::MOST);
+    }
 }
 
 /// A breaker that isn't closed waits for a call to see whether its engine is back, and one before an engine that is
@@ -193,7 +223,6 @@ struct Deciding {
     states: [FeatureState; FEATURES.len()],
     /// Looks in a row that say otherwise than the state.
     otherwise: [u8; FEATURES.len()],
-    is_overloaded: bool,
 }
 
 impl Deciding {
@@ -232,19 +261,7 @@ impl Deciding {
                 changes.push((feature, *state));
             }
         }
-        let is_less = self.states[Feature::Delivery as usize] != FeatureState::Normal;
-        let is_late = SHED_AT
-            .iter()
-            .any(|&(of, at)| of == Feature::Delivery && delay >= at);
-        // It lasts until delivery is as usual; what only a part refused isn't held back afterwards.
-        self.is_overloaded =
-            is_less && !impaired.contains(&Feature::Delivery) && (is_late || self.is_overloaded);
         changes
-    }
-
-    /// Whether sends are to be limited: what a part doesn't take it refuses by itself.
-    fn is_overloaded(&self) -> bool {
-        self.is_overloaded
     }
 }
 
@@ -287,50 +304,77 @@ mod tests {
                 Feature::Delivery
             ]
         );
-        assert!(deciding.is_overloaded());
         assert_eq!(deciding.states[Feature::Typing as usize], FeatureState::Off);
     }
 
     #[test]
     fn overload_ends_well_below_where_it_begins() {
         let mut deciding = Deciding::default();
+        let delivery = |deciding: &Deciding| deciding.states[Feature::Delivery as usize];
         for _ in 0..LOOKS_WORSE {
-            deciding.look(vec![], Duration::from_secs(5));
+            deciding.look(vec![], WAIT_MAX);
         }
         for _ in 0..=LOOKS_BETTER {
-            deciding.look(vec![], Duration::from_millis(2_500));
+            deciding.look(vec![], WAIT_MAX / 2);
         }
-        assert!(deciding.is_overloaded(), "it has only helped");
+        assert_eq!(
+            delivery(&deciding),
+            FeatureState::Reduced,
+            "it has only helped"
+        );
         for _ in 0..LOOKS_BETTER {
-            deciding.look(vec![], Duration::from_millis(1_900));
+            deciding.look(vec![], WAIT_MAX / 2 - Duration::from_millis(1));
         }
-        assert!(!deciding.is_overloaded());
+        assert_eq!(delivery(&deciding), FeatureState::Normal);
     }
 
     #[test]
-    fn fewer_sends_are_taken_while_many_wait_and_never_none() {
+    fn as_many_may_wait_as_are_acknowledged_in_a_second_once_they_are_late() {
         let acked = |count, took_ms| Acked {
             count,
             most_took: Duration::from_millis(took_ms),
         };
-        let taken = |count, took_ms| sends_taken(&acked(count, took_ms)) - SENDS_MIN;
-        assert_eq!(taken(0, 0), 0);
-        assert_eq!(taken(1_000, 100), 1_125);
-        assert_eq!(taken(1_000, 2_000), 1_000);
-        assert_eq!(taken(1_000, 2_500), 800);
-        assert_eq!(taken(1_000, 10_000), 500);
-    }
-
-    #[test]
-    fn a_part_that_takes_nothing_is_no_overload() {
-        let mut deciding = Deciding::default();
-        deciding.look(vec![Feature::Delivery], CALM);
-        assert!(!deciding.is_overloaded());
-        deciding.look(vec![], CALM);
-        assert!(
-            !deciding.is_overloaded(),
-            "nor when it takes everything again"
+        let mut most = WaitingMax(4_000);
+        let mut look = |acked: Acked, waiting, was_full| {
+            most.look(&acked, waiting, was_full);
+            most.0
+        };
+        let late = 1_001;
+        assert_eq!(
+            look(acked(1_000, late), 4_000, true),
+            2_000,
+            "by half at most"
         );
+        assert_eq!(look(acked(1_000, late), 2_000, true), 1_000);
+        assert_eq!(
+            look(acked(400, late), 400, false),
+            1_000,
+            "not for having waited for too many"
+        );
+        assert_eq!(
+            look(acked(5_000, late), 20_000, true),
+            1_000,
+            "never more for being late"
+        );
+        assert_eq!(
+            look(acked(5_000, 1_000), 900, false),
+            1_000,
+            "there was room"
+        );
+        assert_eq!(look(acked(5_000, 1_000), 1_000, true), 1_250);
+        assert_eq!(
+            look(acked(0, 0), 1_250, true),
+            1_250,
+            "nothing was acknowledged"
+        );
+        for _ in 0..100 {
+            look(acked(1, 60_000), 1_000, true);
+        }
+        assert_eq!(look(acked(1, 60_000), 1_000, true), WaitingMax::LEAST);
+        for _ in 0..100 {
+            look(acked(1, 0), 1_000, true);
+        }
+        assert_eq!(look(acked(1, 0), 1_000, true), WaitingMax::MOST);
     }
 
     #[test]

@@ -144,6 +144,10 @@ pub fn run_overload(args: OverloadArgs) -> anyhow::Result<ExitCode> {
         100.0 * GOALS.0
     );
     println!(
+        "| the same, every five seconds | {}/s | |",
+        by_fives(&over.by_second)
+    );
+    println!(
         "| memory of the servers: before, most, after | {}, {}, {} MiB | bounded |",
         before >> 20,
         most.into_inner() >> 20,
@@ -157,6 +161,10 @@ pub fn run_overload(args: OverloadArgs) -> anyhow::Result<ExitCode> {
         after.ack.p50 / 1e3,
         after.ack.p99 / 1e3,
         GOALS.2
+    );
+    println!(
+        "| the same, every five seconds | {}/s | |",
+        by_fives(&after.by_second)
     );
     println!(
         "| lost, doubled, reordered | {}, {}, {} | 0 |",
@@ -204,6 +212,15 @@ fn memory(pids: &[u32]) -> u64 {
 fn goodput(by_second: &[u64], from: usize, to: usize) -> f64 {
     let counted: u64 = by_second.iter().take(to).skip(from).sum();
     counted as f64 / (to - from).max(1) as f64
+}
+
+/// What is acknowledged a second, in the mean of every five.
+fn by_fives(by_second: &[u64]) -> String {
+    let means = by_second.chunks(5).map(|five| five.iter().sum::<u64>() / 5);
+    means
+        .map(|mean| mean.to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// The first second from which on it is never less than `wanted` over three seconds.

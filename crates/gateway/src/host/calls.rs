@@ -211,8 +211,12 @@ impl Outbound for Out<'_> {
             .saturating_sub(Micros::from(ticks) * Micros::from(self.link.tick_ms) * 1_000)
     }
 
-    fn takes_send(&mut self) -> bool {
-        self.link.ports.gateways.takes_send()
+    fn take_send(&mut self) -> bool {
+        self.link.ports.gateways.take_send()
+    }
+
+    fn sends_ended(&mut self, count: u64) {
+        self.link.ports.gateways.sends_ended(count);
     }
 
     fn append(&mut self, batch: u64, records: Vec<Append>) {

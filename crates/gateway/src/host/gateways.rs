@@ -31,10 +31,27 @@ pub struct Gateways {
     /// There are some: saves the lock on the way of cursors.
     is_marked: AtomicBool,
     probe: Probe,
-    /// Sends that are taken before the next word of [`Gateways::limit_sends`]; negative: any number.
-    sends_left: AtomicI64,
+    waiting: Waiting,
     /// Marks that a cursor has reached.
     pub marks_cleared: AtomicU64,
+}
+
+/// Sends of all workers that wait for their answer.
+struct Waiting {
+    count: AtomicI64,
+    most: AtomicI64,
+    refused: AtomicU64,
+}
+
+impl Default for Waiting {
+    /// Any number may wait until [`Gateways::limit_sends`] says otherwise.
+    fn default() -> Waiting {
+        Waiting {
+            count: AtomicI64::new(0),
+            most: AtomicI64::new(i64::MAX),
+            refused: AtomicU64::new(0),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -52,7 +69,7 @@ impl Gateways {
             marks: Mutex::default(),
             is_marked: AtomicBool::new(false),
             probe: Probe::default(),
-            sends_left: AtomicI64::new(-1),
+            waiting: Waiting::default(),
             marks_cleared: AtomicU64::new(0),
         }
     }
@@ -98,22 +115,42 @@ impl Gateways {
         worst
     }
 
-    /// How many sends all workers together take from now on before the next call; `None`: any number.
-    pub fn limit_sends(&self, sends: Option<u32>) {
-        let left = sends.map_or(-1, i64::from);
-        self.sends_left.store(left, Ordering::Relaxed);
+    /// How many sends of all workers together may wait for their answer from now on.
+    pub fn limit_sends(&self, waiting_max: u32) {
+        self.waiting
+            .most
+            .store(waiting_max.into(), Ordering::Relaxed);
     }
 
-    pub(super) fn takes_send(&self) -> bool {
-        // Without a limit, nearly always, this is a read of what nobody writes.
-        if self.sends_left.load(Ordering::Relaxed) < 0 {
-            return true;
+    /// Sends that wait for their answer now.
+    pub fn sends_waiting(&self) -> u64 {
+        u64::try_from(self.waiting.count.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
+    /// How many may.
+    pub fn sends_waiting_max(&self) -> u64 {
+        u64::try_from(self.waiting.most.load(Ordering::Relaxed)).unwrap_or(0)
+    }
+
+    /// Sends that weren't taken since the last call, as too many waited.
+    pub fn sends_refused(&self) -> u64 {
+        self.waiting.refused.swap(0, Ordering::Relaxed)
+    }
+
+    pub(super) fn take_send(&self) -> bool {
+        let waiting = &self.waiting;
+        let is_taken =
+            waiting.count.fetch_add(1, Ordering::Relaxed) < waiting.most.load(Ordering::Relaxed);
+        if !is_taken {
+            waiting.count.fetch_sub(1, Ordering::Relaxed);
+            waiting.refused.fetch_add(1, Ordering::Relaxed);
         }
-        let one_less = |left: i64| (left > 0).then_some(left - 1);
-        let taken = self
-            .sends_left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less);
-        taken.is_ok()
+        is_taken
+    }
+
+    pub(super) fn sends_ended(&self, count: u64) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.waiting.count.fetch_sub(count, Ordering::Relaxed);
     }
 
     /// A worker has come to a question of [`Gateways::probe`].

@@ -29,6 +29,7 @@ use tidings_protocol::{CloseCode, ErrorCode, Format};
 
 mod admission;
 mod auth;
+mod awaited;
 mod blocks;
 mod commands;
 mod digest;

@@ -66,10 +66,13 @@ pub trait Outbound {
     /// When anything at all, a WebSocket pong included, was last received from a session.
     fn heard(&self, slot: Slot) -> Micros;
 
-    /// Whether one more send is taken now: not when the server has more to do than it can.
-    fn takes_send(&mut self) -> bool {
+    /// Takes one more send that is to be answered; false: it may not be taken, as too many wait already.
+    fn take_send(&mut self) -> bool {
         true
     }
+
+    /// So many sends that were taken are answered, or won't be.
+    fn sends_ended(&mut self, _count: u64) {}
 
     /// Appends records in order; [`super::GatewayCore::appended`] tells how it went.
     fn append(&mut self, batch: u64, records: Vec<Append>);

@@ -14,6 +14,7 @@ use tidings_core::sequencer::{Answer, Verdict};
 use tidings_protocol::wire::{self, Status, update};
 use tidings_protocol::{CloseCode, ErrorCode, SendRef, limits};
 
+use super::awaited::Awaited;
 use super::metrics::add;
 use super::outbound::{Outbound, Slot};
 use super::rates::SendRate;
@@ -28,6 +29,7 @@ struct Taken {
     conversation: ConversationId,
     sender: u64,
     counter: u64,
+    at: Micros,
 }
 
 /// The sends between the clients and the log.
@@ -41,8 +43,7 @@ pub(super) struct Sending {
     /// Until when sends are refused at once, and with which code, as the log said so.
     closed_until: Micros,
     closed_with: Option<ErrorCode>,
-    /// Sends appended and not answered; a lost answer leaves one too many.
-    unanswered: u64,
+    awaited: Awaited,
 }
 
 /// `ref`s remembered for the acks of one session.
@@ -54,11 +55,26 @@ const CLOSED_FOR: Micros = 500_000;
 impl Sending {
     /// Whether everything taken is answered.
     pub(super) fn is_settled(&self) -> bool {
-        self.records.is_empty() && self.batches.is_empty() && self.unanswered == 0
+        self.records.is_empty() && self.batches.is_empty() && self.awaited.total() == 0
     }
 }
 
 impl GatewayCore {
+    /// Time goes on: what was never answered is no longer waited for.
+    pub(super) fn give_up_sends<O: Outbound>(&mut self, out: &mut O) {
+        let given_up = self.sending.awaited.advance(self.now);
+        if given_up > 0 {
+            out.sends_ended(given_up);
+        }
+    }
+
+    /// A send that was taken then is answered, or won't be.
+    fn send_ended<O: Outbound>(&mut self, out: &mut O, taken: Micros) {
+        if self.sending.awaited.end(taken) {
+            out.sends_ended(1);
+        }
+    }
+
     pub(super) fn send<O: Outbound>(
         &mut self,
         out: &mut O,
@@ -120,7 +136,8 @@ impl GatewayCore {
                 },
             );
         }
-        if shed_until > self.now || !out.takes_send() {
+        self.give_up_sends(out);
+        if shed_until > self.now || !out.take_send() {
             add(&self.metrics.shed, 1);
             // Spread by session, so that those refused together don't come back together.
             let wait = SECOND + hash(2, id.0) % (2 * SECOND);
@@ -164,6 +181,7 @@ impl GatewayCore {
             taken: self.now,
         };
         add(&self.metrics.taken[kind as usize % 3], 1);
+        self.sending.awaited.take();
         tracing::debug!(%conversation, session = %id, counter = send.counter, "send taken");
         self.sending
             .records
@@ -174,6 +192,7 @@ impl GatewayCore {
             conversation,
             sender: send.sender,
             counter: send.counter,
+            at: self.now,
         };
         self.sending.taken.push(taken);
         if r#ref != 0
@@ -203,7 +222,6 @@ impl GatewayCore {
             std::mem::take(&mut sending.records),
             std::mem::take(&mut sending.taken),
         );
-        sending.unanswered += records.len() as u64;
         sending.batches.insert(sending.batch, taken);
         let _span = tracing::debug_span!("append", records = records.len()).entered();
         out.append(sending.batch, records);
@@ -219,7 +237,6 @@ impl GatewayCore {
         let Err(error) = result else { return };
         tracing::warn!(%error, sends = taken.len(), "sends were not appended");
         add(&self.metrics.append_failures, taken.len() as u64);
-        self.sending.unanswered = self.sending.unanswered.saturating_sub(taken.len() as u64);
         let (code, message) = match error {
             LogError::Full => (ErrorCode::StorageFull, "No room to store messages."),
             _ => (ErrorCode::Unavailable, "The log did not take the message."),
@@ -229,6 +246,7 @@ impl GatewayCore {
             self.sending.closed_with = Some(code);
         }
         for taken in taken {
+            self.send_ended(out, taken.at);
             let Some(slot) = self.sessions.slot_of(taken.session) else {
                 continue;
             };
@@ -260,8 +278,8 @@ impl GatewayCore {
         answer: &Answer,
         taken: Micros,
     ) {
-        self.sending.unanswered = self.sending.unanswered.saturating_sub(1);
         if taken != 0 {
+            self.send_ended(out, taken);
             self.metrics.answered(self.now.saturating_sub(taken));
         }
         let status = match answer.verdict {

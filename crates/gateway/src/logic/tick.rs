@@ -38,6 +38,7 @@ impl GatewayCore {
     pub fn tick<O: Outbound>(&mut self, out: &mut O) {
         self.now = out.now();
         self.rates.tick(self.now);
+        self.give_up_sends(out);
         self.tick_requests(out);
         self.tick_loads(out);
         self.tick_admission();

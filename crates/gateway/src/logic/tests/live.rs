@@ -1,6 +1,7 @@
 //! Events, gaps, receipts, tracking, slow readers, membership, presence.
 
 use tidings_core::ids::{SessionId, UserId};
+use tidings_core::ports::log::LogError;
 use tidings_core::ports::peers::{Handed, ToGateway, ToRouter};
 use tidings_core::ports::registry::{Presence, UserPresence};
 use tidings_core::record::Role;
@@ -9,7 +10,7 @@ use tidings_protocol::wire::{self, command::Command, update::Update};
 use tidings_protocol::{CloseCode, Format, message_id};
 
 use super::outside::Input;
-use super::world::{World, seqs};
+use super::world::{World, errors, seqs};
 
 const NONE: [u64; 0] = [];
 
@@ -105,6 +106,40 @@ fn a_resend_is_answered_as_the_first_try_was() {
         matches!(&world.take(slot)[..], [Update::Ack(ack)] if ack.duplicate && ack.id == send.id && ack.seq == 2)
     );
     assert_eq!(world.out.rooms[&room].events.len(), 2);
+}
+
+#[test]
+fn no_more_sends_are_taken_than_may_wait_for_their_answer() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    let (one, two) = (world.online(1), world.online(2));
+    world.out.sends_max = Some(2);
+    world.send(one, room);
+    world.send(one, room);
+    world.send(two, room);
+    assert_eq!(errors(&world.take(two)), ["unavailable"]);
+    assert_eq!((world.metric(|m| &m.shed), world.out.sends_waiting), (1, 2));
+    world.settle();
+    assert_eq!(world.out.sends_waiting, 0, "both are answered");
+    // What the log refuses waits for nothing.
+    world.out.log_fails = Some(LogError::Unavailable("down".to_owned()));
+    world.send(one, room);
+    assert_eq!(world.out.sends_waiting, 1);
+    world.settle();
+    assert_eq!(world.out.sends_waiting, 0);
+}
+
+#[test]
+fn a_send_whose_answer_is_lost_leaves_its_place_after_a_while() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    let slot = world.online(1);
+    world.send(slot, room);
+    world.out.inbox.clear();
+    world.pass(15);
+    assert_eq!(world.out.sends_waiting, 1);
+    world.pass(1);
+    assert_eq!(world.out.sends_waiting, 0);
 }
 
 #[test]

@@ -72,6 +72,11 @@ pub struct Outside {
     pub inbox: VecDeque<Input>,
     pub to_router: Vec<ToRouter>,
     pub appends: Vec<(u64, Vec<Append>)>,
+    /// Memberships that the directory has and the log hasn't heard of.
+    pub unheard: Vec<(UserId, ConversationId)>,
+    /// Sends that wait for their answer, and how many may.
+    pub sends_waiting: u64,
+    pub sends_max: Option<u64>,
     /// What the log says to the next append.
     pub log_fails: Option<LogError>,
     pub sessions: Vec<SessionEntry>,
@@ -133,6 +138,16 @@ impl Outbound for Outside {
 
     fn heard(&self, slot: Slot) -> Micros {
         self.sockets.get(&slot).map_or(0, |s| s.heard)
+    }
+
+    fn take_send(&mut self) -> bool {
+        let is_taken = self.sends_max.is_none_or(|max| self.sends_waiting < max);
+        self.sends_waiting += u64::from(is_taken);
+        is_taken
+    }
+
+    fn sends_ended(&mut self, count: u64) {
+        self.sends_waiting -= count;
     }
 
     fn append(&mut self, batch: u64, records: Vec<Append>) {
@@ -238,9 +253,11 @@ impl Outbound for Outside {
     fn load_user(&mut self, user: UserId) {
         let is_member = |room: &Room| room.grants.get(&user).is_some_and(|g| g.role != Role::None);
         let list = self.rooms.iter().filter(|(_, room)| is_member(room));
+        let list = list.map(|(&id, _)| id);
+        let unheard = self.unheard.iter().filter(|(of, _)| *of == user);
         let blocks = self.blocks.iter().filter(|(blocker, _)| *blocker == user);
         let listed = Listed {
-            conversations: list.map(|(&id, _)| id).collect(),
+            conversations: list.chain(unheard.map(|&(_, id)| id)).collect(),
             blocked: blocks
                 .map(|&(user, other)| direct_conversation(user, other).conversation)
                 .collect(),
