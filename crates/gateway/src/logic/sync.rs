@@ -311,15 +311,18 @@ impl GatewayCore {
         };
         let at = self.index.find(state.conversation);
         let (to, end) = match grant.role {
+            // Never a member: the same as no such conversation. Whoever didn't name it was made a member just now
+            // and is told when the log has heard of it.
             Role::None if grant.visible_to == 0 => {
-                // Never a member: the same as no such conversation.
-                self.refuse_item(
-                    out,
-                    slot,
-                    syncing.r#ref,
-                    state.conversation,
-                    ErrorCode::Forbidden,
-                );
+                if cursor.is_some() {
+                    self.refuse_item(
+                        out,
+                        slot,
+                        syncing.r#ref,
+                        state.conversation,
+                        ErrorCode::Forbidden,
+                    );
+                }
                 return None;
             }
             // Known to be over by the client's cursor, or not known at all: nothing to tell.

@@ -362,6 +362,8 @@ impl Clients {
             session
                 .memberships
                 .push(Membership::new(conversation, seq - 1));
+            // What the user may write there a page says.
+            self.asks.push((now, at, 0));
             session.memberships.len() - 1
         });
         if self

@@ -69,6 +69,26 @@ fn a_device_gets_what_it_missed_in_every_conversation_and_then_what_is_new() {
 }
 
 #[test]
+fn who_was_made_a_member_just_now_is_told_when_the_log_has_heard_of_it() {
+    let mut world = World::new();
+    let (old, new) = (world.room(5, &[1, 2]), ConversationId(6));
+    world.out.unheard.push((UserId(1), new));
+    let slot = world.login(1, 10);
+    world.sync(slot, &[(old, 1)]);
+    world.settle();
+    let updates = world.take(slot);
+    assert_eq!(errors(&updates), [] as [&str; 0]);
+    let told = done(&updates);
+    assert_eq!((told.conversations, told.complete), (1, true));
+    world.room(6, &[1, 2]);
+    assert_eq!(seqs(&world.take(slot), new), [1]);
+    world.sync(slot, &[(ConversationId(7), 1)]);
+    world.settle();
+    let updates = world.take(slot);
+    assert_eq!(errors(&updates), ["forbidden"], "named by the client");
+}
+
+#[test]
 fn nothing_is_pushed_before_the_client_has_synced() {
     let mut world = World::new();
     let room = world.room(5, &[1, 2]);
