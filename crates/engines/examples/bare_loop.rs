@@ -294,7 +294,7 @@ fn append(plan: &Plan) -> Result<(), Failure> {
         .client()?
         .set("enable.idempotence", "true")
         .set("acks", "all")
-        .set("compression.type", "zstd")
+        .set("compression.type", "lz4")
         .set("linger.ms", LINGER_MS)
         .create()?;
     let producer = Arc::new(producer);
