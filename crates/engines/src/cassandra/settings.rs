@@ -103,7 +103,7 @@ impl Default for Settings {
             connections_remote: 2,
             max_requests_per_connection: 32_768,
             speculative_read_ms: 50,
-            speculative_write_ms: 1_000,
+            speculative_write_ms: 100,
             concurrent_batches: 128,
             batch_rows_max: 100,
             batch_bytes_max: 64 << 10,
