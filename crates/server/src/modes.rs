@@ -78,7 +78,7 @@ pub async fn run(watched: Watched, mut stop: watch::Receiver<bool>) {
     let mut acks = Acks::default();
     let mut waiting = WaitingMax::default();
     loop {
-        watched.gateways.limit_sends(waiting.0);
+        watched.gateways.limit_sends(waiting.now());
         tokio::select! {
             () = tokio::time::sleep(EVERY) => {}
             _ = stop.changed() => return,
@@ -118,34 +118,53 @@ const WAIT_MAX: Duration = Duration::from_secs(1);
 /// How long they shall wait then.
 const WAIT_WANTED: Duration = Duration::from_millis(500);
 
+/// While most are acknowledged sooner than this there is no overload, however many come at once.
+const QUICK: Duration = Duration::from_millis(250);
+
 /// How many sends of this server may wait for their acknowledgement.
-struct WaitingMax(u32);
+struct WaitingMax {
+    most: u32,
+    is_quick: bool,
+}
 
 impl Default for WaitingMax {
-    /// Nobody knows yet: half a second of 2,000 a second.
+    /// Nobody knows yet: half a second of 2,000 a second, as soon as it isn't quick.
     fn default() -> WaitingMax {
-        WaitingMax(1_000)
+        WaitingMax {
+            most: 1_000,
+            is_quick: true,
+        }
     }
 }
 
 impl WaitingMax {
     /// However slow it is: some have to come through to tell how fast it is.
     const LEAST: u32 = 64;
-    const MOST: u32 = 1 << 20;
+    const MOST: u32 = 1 << 16;
+
+    fn now(&self) -> u32 {
+        if self.is_quick { Self::MOST } else { self.most }
+    }
 
     /// As many as are acknowledged in the time they shall wait, once most wait for too long and more wait than that
-    /// (else they were late for another reason); a little more when there was no room although they weren't late.
+    /// (else they were late for another reason); never less than that while they are in time, and a little more when
+    /// there was no room.
     fn look(&mut self, acked: &Acked, waiting: u64, was_full: bool) {
-        let is_late = acked.most_took > WAIT_MAX;
         let of_a_second = f64::from(acked.count) / EVERY.as_secs_f64();
         let wanted = (of_a_second * WAIT_WANTED.as_secs_f64()) as u32;
-        if is_late && waiting > wanted.into() {
-            // Not at once: what is acknowledged now was let in when more could wait.
-            self.0 = wanted.clamp(self.0 / 2, self.0);
-        } else if was_full && acked.count > 0 {
-            self.0 += self.0 / 4;
+        if acked.count > 0 || waiting == 0 {
+            self.is_quick = acked.most_took < QUICK;
         }
-        self.0 = self.0.clamp(WaitingMax::LEAST, WaitingMax::MOST);
+        if acked.most_took <= WAIT_MAX {
+            self.most = self.most.max(wanted);
+            if was_full && acked.count > 0 {
+                self.most += self.most / 4;
+            }
+        } else if waiting > wanted.into() {
+            // Not at once: what is acknowledged now was let in when more could wait.
+            self.most = wanted.clamp(self.most / 2, self.most);
+        }
+        self.most = self.most.clamp(Self::LEAST, Self::MOST);
     }
 }
 
@@ -334,12 +353,15 @@ mod tests {
             count,
             most_took: Duration::from_millis(took_ms),
         };
-        let mut most = WaitingMax(4_000);
-        let mut look = |acked: Acked, waiting, was_full| {
-            most.look(&acked, waiting, was_full);
-            most.0
+        let mut max = WaitingMax {
+            most: 4_000,
+            is_quick: true,
         };
-        let late = 1_001;
+        let mut look = |acked: Acked, waiting, was_full| {
+            max.look(&acked, waiting, was_full);
+            max.now()
+        };
+        let (quick, slow, late) = (249, 1_000, 1_001);
         assert_eq!(
             look(acked(1_000, late), 4_000, true),
             2_000,
@@ -356,25 +378,38 @@ mod tests {
             1_000,
             "never more for being late"
         );
-        assert_eq!(
-            look(acked(5_000, 1_000), 900, false),
-            1_000,
-            "there was room"
-        );
-        assert_eq!(look(acked(5_000, 1_000), 1_000, true), 1_250);
+        assert_eq!(look(acked(500, slow), 900, false), 1_000, "there was room");
+        assert_eq!(look(acked(500, slow), 1_000, true), 1_250);
         assert_eq!(
             look(acked(0, 0), 1_250, true),
             1_250,
             "nothing was acknowledged"
+        );
+        assert_eq!(
+            look(acked(1_500, slow), 1_250, false),
+            1_500,
+            "what is acknowledged in time"
+        );
+        assert_eq!(look(acked(9, quick), 1_500, false), WaitingMax::MOST);
+        assert_eq!(
+            look(acked(0, 0), 1_500, false),
+            WaitingMax::MOST,
+            "not known"
+        );
+        assert_eq!(look(acked(9, slow), 1_500, false), 1_500);
+        assert_eq!(
+            look(acked(0, 0), 0, false),
+            WaitingMax::MOST,
+            "nobody sends"
         );
         for _ in 0..100 {
             look(acked(1, 60_000), 1_000, true);
         }
         assert_eq!(look(acked(1, 60_000), 1_000, true), WaitingMax::LEAST);
         for _ in 0..100 {
-            look(acked(1, 0), 1_000, true);
+            look(acked(1, slow), 1_000, true);
         }
-        assert_eq!(look(acked(1, 0), 1_000, true), WaitingMax::MOST);
+        assert_eq!(look(acked(1, slow), 1_000, true), WaitingMax::MOST);
     }
 
     #[test]
