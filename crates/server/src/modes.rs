@@ -3,7 +3,7 @@
 //!
 //! Overload shows in two figures: how long a gateway worker takes to come to what it is told, and how long
 //! most sends wait for their acknowledgement. As they grow, typing is left out, then presence, receipts and
-//! whole pages of history. How many sends may wait is limited always, by what is acknowledged in a second
+//! whole pages of history. How many sends may wait is limited always, by what is acknowledged in half a second
 //! (Little's law): what comes above it is refused before it makes the others late. What is acknowledged is
 //! never touched.
 
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn as_many_may_wait_as_are_acknowledged_in_a_second_once_they_are_late() {
+    fn as_many_may_wait_as_are_acknowledged_in_half_a_second_once_they_are_late() {
         let acked = |count, took_ms| Acked {
             count,
             most_took: Duration::from_millis(took_ms),
