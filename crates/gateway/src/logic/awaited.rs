@@ -13,13 +13,12 @@ const SECONDS: usize = 16;
 pub(super) struct Awaited {
     counts: [u32; SECONDS],
     newest: u64,
-    total: u64,
 }
 
 impl Awaited {
     /// How many there are.
     pub fn total(&self) -> u64 {
-        self.total
+        self.counts.iter().map(|&count| u64::from(count)).sum()
     }
 
     /// Time goes on: how many are given up. When the clock was set back, all: their times say nothing then.
@@ -29,19 +28,18 @@ impl Awaited {
             Some(passed) => passed.min(SECONDS as u64),
             None => SECONDS as u64,
         };
-        let before = self.total;
+        let mut given_up = 0;
         for ahead in 1..=passed {
             let place = (self.newest + ahead) as usize % SECONDS;
-            self.total -= u64::from(std::mem::take(&mut self.counts[place]));
+            given_up += u64::from(std::mem::take(&mut self.counts[place]));
         }
         self.newest = second;
-        before - self.total
+        given_up
     }
 
-    /// One more; `now` is the time given to [`Awaited::advance`] last.
+    /// One more, at the time given to [`Awaited::advance`] last.
     pub fn take(&mut self) {
         self.counts[self.newest as usize % SECONDS] += 1;
-        self.total += 1;
     }
 
     /// What was taken then is answered, or won't be: whether it was still awaited.
@@ -53,7 +51,6 @@ impl Awaited {
             return false;
         }
         *count -= 1;
-        self.total -= 1;
         true
     }
 }
