@@ -457,18 +457,16 @@ impl Router {
         self.settled
     }
 
-    /// Sends the gathered event rows to the store.
+    /// The gathered event rows are to go to the store.
     pub(crate) fn launch(&mut self) {
-        if let Some((flight, rows)) = self.flights.launch(self.now) {
-            self.out.push(Effect::PutEvents { flight, rows });
-        }
+        self.flights.launch(self.now);
         self.advance();
     }
 
     /// A flight's event rows are confirmed, or the store couldn't say so.
     pub fn events_stored(&mut self, flight: u64, ok: bool, now: Micros) {
         self.now = now;
-        self.flights.events_stored(flight, ok);
+        self.flights.events_stored(flight, ok, now);
         self.advance();
     }
 
@@ -481,6 +479,9 @@ impl Router {
 
     /// Moves every flight as far as it may go, in order: 4 fan out, then the rows of state, then 5 commit.
     pub(crate) fn advance(&mut self) {
+        while let Some((flight, rows)) = self.flights.next_to_ask(self.now) {
+            self.out.push(Effect::PutEvents { flight, rows });
+        }
         let slow_after = self.config.store_slow_after;
         while let Some(events) = self.flights.next_to_fan_out(self.now, slow_after) {
             for event in events {

@@ -1,23 +1,28 @@
 //! Flights: event rows on their way to the store, and what follows when they are there.
 //!
-//! A flight is what one call of `Router::records` accepted. In order of their launch:
+//! A flight is what one call of `Router::records` accepted, at most [`FLIGHT_ROWS_MAX`] rows. In order of their launch:
 //!
 //! ```text
-//! launched ─ events confirmed ──▶ fanned out ─ all earlier confirmed ─▶ state written ─▶ landed
-//!         └─ 500 ms, no answer ─▶ fanned out, still flying
+//! launched ─▶ asked ─ events confirmed ──▶ fanned out ─ all earlier confirmed ─▶ state written ─▶ landed
+//!         └─ 500 ms, no answer ──────────▶ fanned out, still flying
 //! ```
+//!
+//! So many rows are asked of the store at a time as it answers within [`WANTED`] ([`Window`]). What is accepted meanwhile
+//! goes together in the next flight, so a slow store gets fewer and larger writes, never more than it answers in time:
+//! a write that takes longer than its deadline would be asked again, and all of it for nothing.
 //!
 //! Rows of state are the same few rows again and again, so those of many flights are written
 //! at once, the last of each key, every `commit_every`.
 //!
-//! Invariants: 1 fan-out keeps the order of launch. 2 A flight's rows of state are
+//! Invariants: 1 fan-out keeps each conversation's order; a flight that the store takes long to confirm holds
+//! up only those that share a conversation with it. 2 A flight's rows of state are
 //! written only when its event rows and those of all earlier flights are confirmed.
 //! 3 The position is settled only before the first flight that hasn't landed.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
-use crate::ids::{Micros, Position, SessionId};
+use crate::ids::{ConversationId, Micros, Position, SessionId};
 use crate::planted::{self, Mistake};
 use crate::rows::{EventRow, StateKey, StateRow};
 
@@ -38,7 +43,10 @@ struct Flight {
     state: Vec<StateRow>,
     bytes: usize,
     launched: Micros,
-    asked: Micros,
+    /// When the store was asked to write its rows, if it was.
+    asked: Option<Micros>,
+    /// It was refused; not asked again before.
+    refused: Option<Micros>,
     confirmed: bool,
     fanned_out: bool,
     /// Its events were given to `take_confirmed`.
@@ -50,17 +58,72 @@ struct Flight {
 #[derive(Debug, Default)]
 pub(crate) struct Flights {
     flying: VecDeque<Flight>,
-    gathering: Option<Flight>,
+    gathering: VecDeque<Flight>,
     last: u64,
     bytes: usize,
+    window: Window,
     /// When rows of state were last written.
     committed: Option<Micros>,
+    /// There were more than one write takes.
+    more_state: bool,
     /// Conversations whose rows of state landed and are not yet collected.
     landed: Vec<StateRow>,
 }
 
-/// What one event costs beside its body until its rows of state have landed, about.
-const ROW_BYTES: usize = 256;
+/// So many flights that wait are looked at for one that may be fanned out before others.
+const LOOK_AHEAD: usize = 32;
+
+/// What one event costs beside its body until its rows of state have landed, about: itself, its rows of state, and
+/// what other places keep of it.
+const ROW_BYTES: usize = 1024;
+
+/// Rows in one flight: a call of the store that ends well before its deadline though each is of another conversation.
+const FLIGHT_ROWS_MAX: usize = 256;
+
+/// Rows of state in one write, but for those of one flight.
+const STATE_ROWS_MAX: usize = 2_000;
+
+/// A store that answers within this may be asked for more at a time.
+const WANTED: Micros = 250_000;
+
+/// After a refusal a flight waits so long, or until the answer is overdue.
+const REFUSED_WAITS: Micros = 1_000_000;
+
+/// How many rows may be on their way to the store: grows by what was answered quickly, shrinks by half of what
+/// wasn't, so it settles where the store answers in [`WANTED`] to twice that.
+#[derive(Debug)]
+struct Window {
+    rows: usize,
+    out: usize,
+}
+
+impl Default for Window {
+    fn default() -> Window {
+        Window { rows: 512, out: 0 }
+    }
+}
+
+impl Window {
+    const LEAST: usize = 64;
+    const MOST: usize = 16_384;
+
+    fn fits(&self, rows: usize) -> bool {
+        self.out == 0 || self.out + rows <= self.rows
+    }
+
+    fn answered(&mut self, rows: usize, took: Micros) {
+        self.out = self.out.saturating_sub(rows);
+        if took <= WANTED {
+            self.rows = (self.rows + rows).min(Window::MOST);
+        } else if took > 2 * WANTED {
+            self.shrink(rows / 2);
+        }
+    }
+
+    fn shrink(&mut self, by: usize) {
+        self.rows = self.rows.saturating_sub(by).max(Window::LEAST);
+    }
+}
 
 impl Flights {
     /// Adds an accepted event to the flight being gathered.
@@ -72,22 +135,25 @@ impl Flights {
         except: SessionId,
         taken: Micros,
     ) {
-        let flight = self.gathering.get_or_insert_with(|| {
+        let has_room = |flight: &Flight| flight.cargo.len() < FLIGHT_ROWS_MAX;
+        if !self.gathering.back().is_some_and(has_room) {
             self.last += 1;
-            Flight {
+            self.gathering.push_back(Flight {
                 number: self.last,
                 low: position,
                 cargo: Vec::new(),
                 state: Vec::new(),
                 bytes: 0,
                 launched: 0,
-                asked: 0,
+                asked: None,
+                refused: None,
                 confirmed: false,
                 fanned_out: false,
                 released: false,
                 state_asked: None,
-            }
-        });
+            });
+        }
+        let flight = self.gathering.back_mut().expect("it was just added");
         flight.low = flight.low.min(position);
         let bytes = row.body.len() + ROW_BYTES;
         flight.bytes += bytes;
@@ -101,52 +167,86 @@ impl Flights {
         self.bytes
     }
 
-    /// Sends off what was gathered.
-    pub fn launch(&mut self, now: Micros) -> Option<(u64, Vec<EventRow>)> {
-        let mut flight = self.gathering.take()?;
-        (flight.launched, flight.asked) = (now, now);
-        let rows = flight.rows();
-        let number = flight.number;
-        self.flying.push_back(flight);
-        Some((number, rows))
+    /// Closes what was gathered: behind what the store is still to be asked for, or as flights of their own.
+    pub fn launch(&mut self, now: Micros) {
+        for mut flight in self.gathering.drain(..) {
+            if let Some(last) = self.flying.back_mut()
+                && last.asked.is_none()
+                && !last.fanned_out
+                && last.cargo.len() + flight.cargo.len() <= FLIGHT_ROWS_MAX
+            {
+                last.low = last.low.min(flight.low);
+                last.bytes += flight.bytes;
+                last.cargo.append(&mut flight.cargo);
+                last.state.append(&mut flight.state);
+            } else {
+                flight.launched = now;
+                self.flying.push_back(flight);
+            }
+        }
+    }
+
+    /// The next flight whose event rows the store is to write, if it answers what it was asked.
+    pub fn next_to_ask(&mut self, now: Micros) -> Option<(u64, Vec<EventRow>)> {
+        let flight = self.flying.iter_mut().find(|f| f.asked.is_none())?;
+        if !self.window.fits(flight.cargo.len()) {
+            return None;
+        }
+        self.window.out += flight.cargo.len();
+        flight.asked = Some(now);
+        Some((flight.number, flight.rows()))
     }
 
     /// Flights whose event rows nobody confirmed in time, to be sent again.
     pub fn overdue(&mut self, now: Micros, after: Micros) -> Vec<(u64, Vec<EventRow>)> {
         let mut again = Vec::new();
+        let since = |at: Option<Micros>| at.map(|at| now.saturating_sub(at));
         for flight in &mut self.flying {
-            let is_late = now.saturating_sub(flight.asked) >= after;
+            let is_late = since(flight.asked).is_some_and(|since| since >= after)
+                || since(flight.refused).is_some_and(|since| since >= REFUSED_WAITS.min(after));
             if !flight.confirmed && is_late && !planted::is(Mistake::StoreNotAskedAgain) {
-                flight.asked = now;
+                (flight.asked, flight.refused) = (Some(now), None);
                 again.push((flight.number, flight.rows()));
             }
-            if flight
-                .state_asked
-                .is_some_and(|at| now.saturating_sub(at) >= after)
-            {
+            if since(flight.state_asked).is_some_and(|since| since >= after) {
                 flight.state_asked = None;
             }
         }
         again
     }
 
-    pub fn events_stored(&mut self, number: u64, ok: bool) {
-        if let Some(flight) = self.flying.iter_mut().find(|f| f.number == number) {
-            flight.confirmed |= ok;
+    pub fn events_stored(&mut self, number: u64, ok: bool, now: Micros) {
+        let is_it = |f: &&mut Flight| f.number == number && !f.confirmed;
+        let Some(flight) = self.flying.iter_mut().find(is_it) else {
+            return;
+        };
+        if ok {
+            flight.confirmed = true;
+            let took = flight.asked.map_or(0, |at| now.saturating_sub(at));
+            self.window.answered(flight.cargo.len(), took);
+        } else {
+            flight.refused = Some(now);
+            self.window.shrink(flight.cargo.len() / 2);
         }
     }
 
-    /// The oldest flight not fanned out, if it may be: confirmed, or the store is slow.
+    /// The oldest flight not fanned out that may be: confirmed, or the store is slow, and no earlier one of its
+    /// conversations is held up.
     pub fn next_to_fan_out(&mut self, now: Micros, slow_after: Micros) -> Option<Vec<Cargo>> {
         // Not the oldest flight: that one may be confirmed, and only wait for its rows of state.
         let unanswered = self.flying.iter().find(|f| !f.confirmed);
         let slow = unanswered.is_some_and(|f| now.saturating_sub(f.launched) >= slow_after);
-        let flight = self.flying.iter_mut().find(|f| !f.fanned_out)?;
-        if !flight.confirmed && !slow {
-            return None;
+        let mut held_up = HashSet::<ConversationId>::new();
+        let waiting = self.flying.iter_mut().filter(|f| !f.fanned_out);
+        for flight in waiting.take(LOOK_AHEAD) {
+            let mut conversations = flight.cargo.iter().map(|c| c.row.conversation);
+            if (flight.confirmed || slow) && !conversations.any(|id| held_up.contains(&id)) {
+                flight.fanned_out = true;
+                return Some(flight.cargo.clone());
+            }
+            held_up.extend(flight.cargo.iter().map(|c| c.row.conversation));
         }
-        flight.fanned_out = true;
-        Some(flight.cargo.clone())
+        None
     }
 
     /// The events that, with all earlier ones, the store has confirmed since the last call.
@@ -170,20 +270,26 @@ impl Flights {
     /// The rows of state that may be written now: the last of each key up to the last confirmed
     /// flight, unless the last ones were written less than `every` ago.
     pub fn next_state(&mut self, now: Micros, every: Micros) -> Option<(u64, Vec<StateRow>)> {
-        let early = self
-            .committed
-            .is_some_and(|at| now.saturating_sub(at) < every);
+        let since = self.committed.map(|at| now.saturating_sub(at));
+        let early = since.is_some_and(|since| since < every) && !self.more_state;
         if early || self.flying.iter().any(|f| f.state_asked.is_some()) {
             return None; // One write at a time; it covers more of them.
         }
-        let ready = self
-            .flying
-            .iter()
-            .take_while(|f| f.confirmed && f.fanned_out || planted::is(Mistake::StateBeforeEvents))
-            .count();
+        let (mut ready, mut count) = (0_usize, 0);
+        self.more_state = false;
+        for flight in &self.flying {
+            if !(flight.confirmed && flight.fanned_out || planted::is(Mistake::StateBeforeEvents)) {
+                break;
+            }
+            count += flight.state.len();
+            if ready > 0 && count > STATE_ROWS_MAX {
+                self.more_state = true;
+                break;
+            }
+            ready += 1;
+        }
         let last = ready.checked_sub(1)?;
-        let mut latest =
-            std::collections::HashMap::<(crate::ids::ConversationId, StateKey), StateRow>::new();
+        let mut latest = HashMap::<(ConversationId, StateKey), StateRow>::new();
         for row in self.flying.iter().take(ready).flat_map(|f| &f.state) {
             latest.insert((row.conversation, row.key), *row);
         }
@@ -237,16 +343,24 @@ impl Flight {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::ConversationId;
     use crate::rows::{HeadState, StateValue};
 
     const SLOW: Micros = 500;
 
     fn launched(flights: &mut Flights, offset: u64, now: Micros) -> u64 {
+        launched_in(flights, ConversationId(1), offset, now)
+    }
+
+    fn launched_in(
+        flights: &mut Flights,
+        conversation: ConversationId,
+        offset: u64,
+        now: Micros,
+    ) -> u64 {
         let position = Position { epoch: 1, offset };
-        let row = EventRow::empty(ConversationId(1), offset, position, offset, 0);
+        let row = EventRow::empty(conversation, offset, position, offset, 0);
         let state = StateRow {
-            conversation: ConversationId(1),
+            conversation,
             key: StateKey::Head,
             position,
             ts: offset,
@@ -259,14 +373,15 @@ mod tests {
             SessionId(0),
             0,
         );
-        flights.launch(now).expect("something was loaded").0
+        flights.launch(now);
+        flights.next_to_ask(now).map_or(0, |(number, _)| number)
     }
 
     #[test]
     fn a_store_that_stops_answering_holds_up_nobody_for_longer_than_the_limit() {
         let mut flights = Flights::default();
         let first = launched(&mut flights, 1, 0);
-        flights.events_stored(first, true);
+        flights.events_stored(first, true, 0);
         assert!(flights.next_to_fan_out(0, SLOW).is_some());
         // Its rows of state are asked to be written, and nothing is answered any more.
         assert!(flights.next_state(0, 0).is_some());
@@ -276,5 +391,87 @@ mod tests {
         launched(&mut flights, 3, 600);
         assert!(flights.next_to_fan_out(600, SLOW).is_some(), "at once now");
         assert!(flights.next_to_fan_out(600, SLOW).is_none());
+    }
+    #[test]
+    fn a_write_that_takes_long_holds_up_its_own_conversation_only() {
+        let mut flights = Flights::default();
+        let [slow, other] = [ConversationId(1), ConversationId(2)];
+        launched_in(&mut flights, slow, 1, 0);
+        let second = launched_in(&mut flights, other, 2, 0);
+        let third = launched_in(&mut flights, slow, 3, 0);
+        flights.events_stored(second, true, 0);
+        flights.events_stored(third, true, 0);
+        let told = |cargo: Vec<Cargo>| cargo.iter().map(|c| c.row.seq).collect::<Vec<_>>();
+        assert_eq!(flights.next_to_fan_out(0, SLOW).map(told), Some(vec![2]));
+        assert!(
+            flights.next_to_fan_out(0, SLOW).is_none(),
+            "3 comes after 1"
+        );
+        assert!(
+            flights.next_state(0, 0).is_none(),
+            "nothing before 1 is settled"
+        );
+        assert_eq!(flights.next_to_fan_out(500, SLOW).map(told), Some(vec![1]));
+        assert_eq!(flights.next_to_fan_out(500, SLOW).map(told), Some(vec![3]));
+    }
+
+    #[test]
+    fn a_store_is_asked_for_what_it_answers_in_time() {
+        let mut flights = Flights::default();
+        let mut asked = Vec::new();
+        for offset in 0..2_000 {
+            asked.extend((launched(&mut flights, offset, 0) > 0).then_some(()));
+        }
+        assert_eq!(asked.len(), 512, "one row each until the window is full");
+        let held = |flights: &Flights| {
+            flights
+                .flying
+                .iter()
+                .filter(|f| f.asked.is_none())
+                .map(|f| f.cargo.len())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(held(&flights).iter().sum::<usize>(), 2_000 - 512);
+        assert!(
+            held(&flights)[0] == FLIGHT_ROWS_MAX,
+            "what waits goes together"
+        );
+
+        // Quick answers let more out; slow ones, and refusals, fewer.
+        for number in 1..=512 {
+            flights.events_stored(number, true, WANTED);
+        }
+        assert_eq!(flights.window.rows, 1_024);
+        let mut next = Vec::new();
+        while let Some((number, _)) = flights.next_to_ask(WANTED) {
+            next.push(number);
+        }
+        assert_eq!(next.len(), 4);
+        flights.events_stored(next[0], true, 4 * WANTED);
+        assert_eq!(flights.window.rows, 1_024 - FLIGHT_ROWS_MAX / 2);
+        flights.events_stored(next[1], false, 4 * WANTED);
+        assert_eq!(flights.window.rows, 1_024 - FLIGHT_ROWS_MAX);
+        assert_eq!(
+            flights
+                .overdue(4 * WANTED + REFUSED_WAITS, Micros::MAX)
+                .len(),
+            1,
+            "the refused one"
+        );
+    }
+
+    #[test]
+    fn many_rows_of_state_are_written_in_parts_one_behind_the_other() {
+        let mut flights = Flights::default();
+        for offset in 0..3_000 {
+            let number = launched(&mut flights, offset, 0);
+            flights.events_stored(number, true, 0);
+            assert!(flights.next_to_fan_out(0, SLOW).is_some());
+        }
+        let (first, _) = flights.next_state(0, 1_000).expect("state is ready");
+        assert_eq!(first as usize, STATE_ROWS_MAX);
+        flights.state_stored(first, true);
+        let (second, _) = flights.next_state(0, 1_000).expect("the rest doesn't wait");
+        assert_eq!(second, 3_000);
     }
 }
