@@ -200,8 +200,7 @@ impl Client {
     }
 
     async fn put_cursor_batch(&self, rows: &[CursorRow]) -> StoreResult<()> {
-        let mut batch = Batch::new(BatchType::Unlogged);
-        let mut values = Vec::with_capacity(rows.len() * 2);
+        let mut moves = Vec::with_capacity(rows.len() * 2);
         for row in rows {
             let delivered = if row.delivered > row.read {
                 row.delivered
@@ -214,16 +213,22 @@ impl Client {
             ] {
                 if number > 0 {
                     let number = signed(number, "cursor")?;
-                    batch.append_statement(statement.clone());
-                    values.push((number, number, row.conversation.0 as i64, row.user.0 as i64));
+                    let of = (row.conversation.0 as i64, row.user.0 as i64);
+                    moves.push((statement, (number, number, of.0, of.1)));
                 }
             }
         }
-        match values.as_slice() {
+        match moves.as_slice() {
             [] => Ok(()),
-            values => {
+            [(statement, values)] => self.execute(statement, values).await,
+            moves => {
+                let mut batch = Batch::new(BatchType::Unlogged);
+                for (statement, _) in moves {
+                    batch.append_statement((*statement).clone());
+                }
                 self.writes.cursors.apply(&mut batch);
-                self.batch(&batch, values).await
+                let values: Vec<_> = moves.iter().map(|(_, values)| values).collect();
+                self.batch(&batch, values.as_slice()).await
             }
         }
     }
