@@ -7,9 +7,9 @@ cassandra_processes() { for N in 1 2 3; do echo "cassandra$N 127.0.0.$N:$CASSAND
 CASSANDRA_TOKENS=(-9223372036854775708 -3074457345618258503 3074457345618258702)
 
 cassandra_configure() {
-    local N TOKEN NODE LIB=$DIST/cassandra-$CASSANDRA_VERSION JMX_PORT CONF
+    local N TOKEN NODE LIB=$DIST/cassandra-$CASSANDRA_VERSION JMX_PORT CONF MEMTABLE
     for N in 1 2 3; do
-        NODE=$STACK/data/cassandra$N CONF=$STACK/conf/cassandra$N TOKEN=${CASSANDRA_TOKENS[N - 1]} JMX_PORT=$((CASSANDRA_JMX_PORT + N - 1))
+        NODE=$STACK/data/cassandra$N CONF=$STACK/conf/cassandra$N TOKEN=${CASSANDRA_TOKENS[N - 1]} JMX_PORT=$((CASSANDRA_JMX_PORT + N - 1)) MEMTABLE=$((16 + 8 * N))MiB
         mkdir -p "$NODE/triggers" "$NODE/tmp"
         render cassandra.yaml "$CONF/cassandra.yaml"
         render cassandra.jvm "$CONF/jvm"

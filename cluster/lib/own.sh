@@ -45,7 +45,7 @@ own_start() {
 own_routes_all() { # each partition has its router
     local n sum=0
     for n in 1 2 3; do sum=$((sum + $(curl -sf -m 2 "http://127.0.0.$n:$((OWN_PORT + 1))/metrics" | sed -n 's/^chat_kafka_owned //p'))); done
-    [ $sum = 12 ]
+    [ "$sum" = "$KAFKA_LOG_PARTITIONS" ]
 }
 own_finish() {
     halt TERM "${own_name}1" "${own_name}2" "${own_name}3" "${own_balancers[@]}"
