@@ -123,3 +123,27 @@ pub fn conversations(
     })?;
     Ok(parts.concat())
 }
+
+/// One request without a key, and all that is answered until the server closes.
+pub fn ask(address: SocketAddr, head: &str) -> anyhow::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    stream.write_all(head.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
+/// The partitions that a server routes, each with its records that are read and not yet settled, by its metrics.
+pub fn backlog(admin: SocketAddr) -> anyhow::Result<Vec<(u64, u64)>> {
+    let head = "GET /metrics HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n";
+    let page = ask(admin, head)?;
+    let lines = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("chat_backlog_records{partition=\""));
+    let pair = |line: &str| {
+        let (partition, records) = line.split_once("\"} ")?;
+        Some((partition.parse().ok()?, records.parse().ok()?))
+    };
+    Ok(lines.filter_map(pair).collect())
+}

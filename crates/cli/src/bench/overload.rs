@@ -13,7 +13,7 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::children::Clients;
-use super::http::{Api, conversations};
+use super::http::{Api, backlog, conversations};
 use super::order::{Done, Order, SendPlan};
 use super::process;
 
@@ -23,11 +23,15 @@ const STEP: f64 = 1.3;
 /// Seconds of each step, of which the first ones don't count.
 const STEP_S: f64 = 12.0;
 const STEP_SETTLES_S: usize = 4;
-/// A step is too much when less than this part of it is acknowledged and that is no more than before. One alone
-/// may be a pause of the machine: the search ends after so many in a row.
+/// A step is too much when less than this part of it is acknowledged and that is no more than before, or when more than
+/// so many seconds' worth of it isn't in the store yet: that couldn't last. One alone may be a pause of the machine: the
+/// search ends after so many in a row.
 const TAKEN: f64 = 0.9;
 const GROWS: f64 = 1.05;
+const BEHIND_S: f64 = 3.0;
 const TOO_MUCH: u32 = 3;
+/// How long a backlog is waited for.
+const DRAINS_S: u64 = 60;
 const TIMES: f64 = 3.0;
 /// Afterwards so much of the peak is offered, for so many seconds.
 const AFTERWARDS: f64 = 0.5;
@@ -41,6 +45,9 @@ pub struct OverloadArgs {
     /// Addresses of the servers
     #[arg(long, value_delimiter = ',', required = true)]
     server: Vec<SocketAddr>,
+    /// Their administration
+    #[arg(long, value_delimiter = ',', required = true)]
+    admin: Vec<SocketAddr>,
     /// Their process ids
     #[arg(long, value_delimiter = ',', required = true)]
     pid: Vec<u32>,
@@ -98,7 +105,7 @@ pub fn run_overload(args: OverloadArgs) -> anyhow::Result<ExitCode> {
     // Each pair's rows are read once before anything is measured.
     offer(FIRST_RATE, args.conversations as f64 / FIRST_RATE)?;
     let peak = match args.peak {
-        0.0 => peak(&mut offer)?,
+        0.0 => peak(&args.admin, &mut offer)?,
         told => told,
     };
     std::thread::sleep(Duration::from_secs(10));
@@ -178,28 +185,52 @@ pub fn run_overload(args: OverloadArgs) -> anyhow::Result<ExitCode> {
     })
 }
 
-/// The most that is acknowledged a second, whatever is offered.
-fn peak(offer: &mut impl FnMut(f64, f64) -> anyhow::Result<Done>) -> anyhow::Result<f64> {
+/// The most that is acknowledged a second, whatever is offered, while the store keeps up.
+fn peak(
+    admin: &[SocketAddr],
+    offer: &mut impl FnMut(f64, f64) -> anyhow::Result<Done>,
+) -> anyhow::Result<f64> {
     let (mut peak, mut rate, mut too_much) = (0.0, FIRST_RATE, 0);
     loop {
         let done = offer(rate, STEP_S)?;
         let taken = goodput(&done.by_second, STEP_SETTLES_S, STEP_S as usize);
+        let behind = unsettled(admin)?;
         eprintln!(
-            "{rate:.0}/s offered: {taken:.0}/s acknowledged, p99 {:.0} ms",
+            "{rate:.0}/s offered: {taken:.0}/s acknowledged, p99 {:.0} ms, {behind} not yet stored",
             done.ack.p99 / 1e3
         );
+        let lasts = behind as f64 <= BEHIND_S * rate;
         // More that waits makes larger batches: the most is where more on offer brings no more.
         let grows = taken > GROWS * peak;
-        peak = taken.max(peak);
-        too_much = match taken < TAKEN * rate && !grows {
+        if lasts {
+            peak = taken.max(peak);
+        }
+        too_much = match !lasts || taken < TAKEN * rate && !grows {
             true => too_much + 1,
             false => 0,
         };
         if too_much == TOO_MUCH {
             return Ok(peak);
         }
+        for _ in 0..DRAINS_S {
+            if unsettled(admin)? as f64 <= peak {
+                break;
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
         rate *= STEP;
     }
+}
+
+/// Records that the servers have read and not yet settled.
+fn unsettled(admin: &[SocketAddr]) -> anyhow::Result<u64> {
+    let of_each = admin.iter().map(|&admin| {
+        Ok(backlog(admin)?
+            .iter()
+            .map(|(_, records)| records)
+            .sum::<u64>())
+    });
+    of_each.sum()
 }
 
 fn memory(pids: &[u32]) -> u64 {

@@ -5,8 +5,7 @@
 //! writing to each other, to see what the storm costs them. While all come back somebody writes to
 //! each group, so that there is something to catch up on. `cluster/storm` starts what is needed.
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 
 use super::children::Clients;
-use super::http::{Api, conversations};
+use super::http::{Api, ask, backlog, conversations};
 use super::order::{Done, Order, SendPlan};
 use super::process;
 
@@ -45,9 +44,9 @@ pub struct StormArgs {
     /// Where the first balancer shows its statistics; its servers are called chat1, chat2, ...
     #[arg(long)]
     statistics: SocketAddr,
-    /// The first server's administration
-    #[arg(long)]
-    admin: SocketAddr,
+    /// The servers' administration, in that order
+    #[arg(long, value_delimiter = ',', required = true)]
+    admin: Vec<SocketAddr>,
     /// The servers' process ids, in that order
     #[arg(long, value_delimiter = ',', required = true)]
     pid: Vec<u32>,
@@ -86,8 +85,11 @@ pub fn run_storm(args: StormArgs) -> anyhow::Result<ExitCode> {
     open(&mut writing, sessions + pairs, writers)?;
     eprintln!("{sessions} + {pairs} + {writers} sessions are open");
     // Conversations that the killed server routes wait for their next router, however many come back.
-    let moved = partitions(args.admin)?;
-    let stays = |&pair: &usize| !moved.contains(&partition_of(conversations[pair]));
+    let routed = args.admin.iter().map(|&admin| backlog(admin));
+    let routed = routed.collect::<anyhow::Result<Vec<_>>>()?;
+    let partitions = routed.iter().map(Vec::len).sum::<usize>() as u64;
+    let moved = |partition| routed[0].iter().any(|(moved, _)| *moved == partition);
+    let stays = |&pair: &usize| !moved(partition_of(conversations[pair], partitions));
     let staying = (0..pairs / 2).filter(stays);
     let talking: Vec<usize> = staying.map(|pair| sessions + 2 * pair).collect();
     ensure!(
@@ -298,22 +300,9 @@ fn found(args: &StormArgs, key: &str, writers: usize) -> anyhow::Result<Vec<u64>
 }
 
 /// The partition of a conversation: xxh3-64 of its eight bytes gives one of 4,096 slots, and those go round.
-fn partition_of(conversation: u64) -> u64 {
+fn partition_of(conversation: u64, partitions: u64) -> u64 {
     const SLOTS: u64 = 4096;
-    const PARTITIONS: u64 = 12;
-    twox_hash::XxHash3_64::oneshot(&conversation.to_le_bytes()) % SLOTS % PARTITIONS
-}
-
-/// The partitions that a server routes, by its metrics.
-fn partitions(admin: SocketAddr) -> anyhow::Result<Vec<u64>> {
-    let head = "GET /metrics HTTP/1.1\r\nHost: admin\r\nConnection: close\r\n\r\n";
-    let page = ask(admin, head)?;
-    let lines = page
-        .lines()
-        .filter_map(|line| line.strip_prefix("chat_backlog_records{partition=\""));
-    Ok(lines
-        .filter_map(|line| line.split('"').next()?.parse().ok())
-        .collect())
+    twox_hash::XxHash3_64::oneshot(&conversation.to_le_bytes()) % SLOTS % partitions
 }
 
 /// Hints that lead to the first server, and such that lead to others.
@@ -346,15 +335,6 @@ fn hints(args: &StormArgs) -> anyhow::Result<(Vec<String>, Vec<String>)> {
         others.len()
     );
     Ok((first, others))
-}
-
-fn ask(address: SocketAddr, head: &str) -> anyhow::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    stream.write_all(head.as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }
 
 /// How many requests each server was given so far, by the balancer's table.
