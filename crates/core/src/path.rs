@@ -494,9 +494,11 @@ impl Router {
             }
         }
         let full = self.flights.bytes() > self.config.flight_bytes_max / 2;
-        let every = match full || self.leaving {
-            true => 0,
-            false => self.config.commit_every,
+        let every = match (self.leaving, full) {
+            (true, _) => 0,
+            // Not at once: each write takes as many flights along as were confirmed since the last.
+            (false, true) => self.config.commit_every / 8,
+            (false, false) => self.config.commit_every,
         };
         if let Some((flight, rows)) = self.flights.next_state(self.now, every) {
             self.out.push(Effect::PutState { flight, rows });

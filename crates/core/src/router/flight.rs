@@ -80,7 +80,7 @@ const ROW_BYTES: usize = 1024;
 /// Rows in one flight: a call of the store that ends well before its deadline though each is of another conversation.
 const FLIGHT_ROWS_MAX: usize = 256;
 
-/// Rows of state in one write, but for those of one flight.
+/// With so many rows of state a write takes those of no further flight.
 const STATE_ROWS_MAX: usize = 2_000;
 
 /// A store that answers within this may be asked for more at a time.
@@ -275,24 +275,22 @@ impl Flights {
         if early || self.flying.iter().any(|f| f.state_asked.is_some()) {
             return None; // One write at a time; it covers more of them.
         }
-        let (mut ready, mut count) = (0_usize, 0);
+        let mut latest = HashMap::<(ConversationId, StateKey), StateRow>::new();
+        let mut ready = 0_usize;
         self.more_state = false;
         for flight in &self.flying {
             if !(flight.confirmed && flight.fanned_out || planted::is(Mistake::StateBeforeEvents)) {
                 break;
             }
-            count += flight.state.len();
-            if ready > 0 && count > STATE_ROWS_MAX {
+            if latest.len() >= STATE_ROWS_MAX {
                 self.more_state = true;
                 break;
             }
+            let rows = flight.state.iter();
+            latest.extend(rows.map(|row| ((row.conversation, row.key), *row)));
             ready += 1;
         }
         let last = ready.checked_sub(1)?;
-        let mut latest = HashMap::<(ConversationId, StateKey), StateRow>::new();
-        for row in self.flying.iter().take(ready).flat_map(|f| &f.state) {
-            latest.insert((row.conversation, row.key), *row);
-        }
         let mut rows: Vec<StateRow> = latest.into_values().collect();
         rows.sort_unstable_by_key(|row| (row.conversation, row.key));
         let flight = &mut self.flying[last];
@@ -464,7 +462,7 @@ mod tests {
     fn many_rows_of_state_are_written_in_parts_one_behind_the_other() {
         let mut flights = Flights::default();
         for offset in 0..3_000 {
-            let number = launched(&mut flights, offset, 0);
+            let number = launched_in(&mut flights, ConversationId(offset), offset, 0);
             flights.events_stored(number, true, 0);
             assert!(flights.next_to_fan_out(0, SLOW).is_some());
         }
@@ -473,5 +471,14 @@ mod tests {
         flights.state_stored(first, true);
         let (second, _) = flights.next_state(0, 1_000).expect("the rest doesn't wait");
         assert_eq!(second, 3_000);
+
+        let mut same = Flights::default();
+        for offset in 0..3_000 {
+            let number = launched(&mut same, offset, 0);
+            same.events_stored(number, true, 0);
+            assert!(same.next_to_fan_out(0, SLOW).is_some());
+        }
+        let (all, rows) = same.next_state(0, 1_000).expect("state is ready");
+        assert_eq!((all, rows.len()), (3_000, 1), "the last of each key");
     }
 }

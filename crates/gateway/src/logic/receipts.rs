@@ -26,8 +26,8 @@ const EARLY_CURSORS_MAX: usize = 4096;
 const EARLY_CURSORS_FEW: usize = 64;
 
 /// How long they wait. An event is on its way to each gateway for itself: who has heard of a message
-/// elsewhere, or has synced it, may be ahead of this one.
-const EARLY_WITHIN: Micros = 1_000_000;
+/// elsewhere, or has synced it, may be ahead of this one; so may its writer, while the store is slow.
+const EARLY_WITHIN: Micros = 5_000_000;
 
 /// A cursor that is ahead of what this gateway has heard.
 pub(super) struct EarlyCursor {
