@@ -519,7 +519,7 @@ fn what_is_not_the_users_looks_like_what_does_not_exist() {
         [""; 0],
         "what it names may be on its way"
     );
-    world.pass(2);
+    world.pass(6);
     assert_eq!(errors(&world.take(slot)), ["bad_cursor"]);
     assert!(
         !world
