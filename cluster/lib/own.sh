@@ -42,6 +42,7 @@ own_start() {
     for n in 1 2 3; do await "$own_name$n" 'is ready' curl -sf -m 2 "http://127.0.0.$n:$((OWN_PORT + 1))/health/ready"; done
     await "${own_name}1" 'has a share of the partitions' own_routes_all
 }
+own_addresses() { echo "127.0.0.1:$1,127.0.0.2:$1,127.0.0.3:$1"; } # PORT: of the three servers, as the benches take them
 own_routes_all() { # each partition has its router
     local n sum=0
     for n in 1 2 3; do sum=$((sum + $(curl -sf -m 2 "http://127.0.0.$n:$((OWN_PORT + 1))/metrics" | sed -n 's/^chat_kafka_owned //p'))); done

@@ -45,7 +45,7 @@ struct Flight {
     launched: Micros,
     /// When the store was asked to write its rows, if it was.
     asked: Option<Micros>,
-    /// It was refused; not asked again before.
+    /// When it refused, if it did and wasn't asked again since.
     refused: Option<Micros>,
     confirmed: bool,
     fanned_out: bool,
