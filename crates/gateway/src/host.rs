@@ -96,16 +96,19 @@ const MESSAGES_PER_TURN: usize = 1_000;
 /// How long a drain may take, beside the time over which sessions leave, before the worker stops whatever is left.
 const DRAIN_MAX: Duration = Duration::from_secs(9);
 
-/// A worker with its logic, known to the routers and to [`Gateways`].
+/// A worker with its logic, known to the routers and to [`Gateways`]. Until when a session must be signed in the
+/// settings say, not [`worker::WorkerConfig::auth_ms`].
 ///
 /// # Errors
 /// When epoll or a descriptor isn't to be had.
 pub fn worker(
-    parts: worker::Parts,
+    mut parts: worker::Parts,
     settings: Settings,
     ports: Ports,
     metrics: Arc<GatewayMetrics>,
 ) -> io::Result<Worker<Host>> {
+    // The logic tells silent ones from those whom it lets wait, and closes the silent ones sooner.
+    parts.config.auth_ms = (settings.signed_in_within() / 1_000) as u32 + parts.config.tick_ms;
     let inbox = Arc::new(Inbox::default());
     let (gateway, peers, gateways) = (
         settings.gateway,

@@ -12,11 +12,11 @@ use tidings_protocol::wire::{self, update};
 use super::GatewayCore;
 use super::outbound::{Outbound, Slot};
 use super::session::{ADMITTING, hash};
-use super::settings::SECOND;
+use super::settings::SIGN_IN_MAX;
 use crate::turns::Turns;
 
-/// Who has to wait longer is told to come back: half of what the server leaves for `auth`.
-const WAIT_MAX: Micros = 5 * SECOND;
+/// Who has to wait longer is told to come back: half of [`SIGN_IN_MAX`], as turns may come slower than expected.
+const WAIT_MAX: Micros = SIGN_IN_MAX / 2;
 
 /// Sessions that wait at most, each with its token.
 const WAITING_MAX: usize = 8_192;
@@ -67,6 +67,15 @@ impl GatewayCore {
             });
             return;
         }
+        self.send_away(out, slot, wait);
+    }
+
+    /// Tells a session when it should come back, not before `wait` has passed.
+    fn send_away<O: Outbound>(&mut self, out: &mut O, slot: Slot, wait: Micros) {
+        let Some(id) = self.sessions.get(slot).map(|session| session.id) else {
+            return;
+        };
+        let admission = &mut self.admission;
         super::metrics::add(&self.metrics.sent_away, 1);
         let after = admission.turns.give(self.now, wait, hash(3, id.0));
         let after_ms = (after / 1000) as u32;
@@ -98,7 +107,7 @@ impl GatewayCore {
     }
 
     /// A second has passed.
-    pub(super) fn tick_admission(&mut self) {
+    pub(super) fn tick_admission<O: Outbound>(&mut self, out: &mut O) {
         let admission = &mut self.admission;
         let admitted = std::mem::take(&mut admission.admitted);
         let is_waiting = !admission.waiting.is_empty();
@@ -110,6 +119,14 @@ impl GatewayCore {
         admission.was_waiting = is_waiting;
         if !is_waiting {
             admission.waiting = VecDeque::new();
+        }
+        // It is slower than it was when they came: whose turn can't come in time any more needn't wait for that.
+        while self.admission.turns.of(self.admission.waiting.len()) > SIGN_IN_MAX
+            && let Some(last) = self.admission.waiting.pop_back()
+        {
+            if let Some(slot) = self.sessions.slot_of(last.session) {
+                self.send_away(out, slot, SIGN_IN_MAX);
+            }
         }
     }
 }

@@ -6,6 +6,9 @@ use tidings_protocol::{Versions, limits};
 /// One second in microseconds.
 pub(super) const SECOND: Micros = 1_000_000;
 
+/// From the time that there is for `auth`: how long its answer may take, the wait for a turn included.
+pub(super) const SIGN_IN_MAX: Micros = 10 * SECOND;
+
 /// Limits, times and the worker's place in the deployment.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -75,7 +78,7 @@ impl Settings {
             send_bytes_per_minute: 5_000_000,
             asks_per_second: 20,
             watch_max: limits::WATCH_MAX,
-            sign_ins_at_once: 8,
+            sign_ins_at_once: 32,
             auth_within: ms(limits::AUTH_WITHIN_MS),
             heartbeat: ms(limits::HEARTBEAT_MS),
             stale_after: ms(limits::STALE_AFTER_MS),
@@ -87,6 +90,11 @@ impl Settings {
             digest_within: 25 * SECOND,
             drain_spread: 30 * SECOND,
         }
+    }
+
+    /// From opening a connection until its session must be signed in, for what cuts off those that are not.
+    pub(crate) fn signed_in_within(&self) -> Micros {
+        self.auth_within + SIGN_IN_MAX
     }
 
     pub(super) fn partition_of(&self, conversation: ConversationId) -> Partition {

@@ -18,7 +18,7 @@ use super::outbound::{Outbound, Slot};
 use super::session::{
     AUTHENTICATING, CLOSING, LAGGING, READY, REAUTH_TOLD, SYNCED, Session, hash, seconds,
 };
-use super::settings::SECOND;
+use super::settings::{SECOND, SIGN_IN_MAX};
 use crate::ws::{Opcode, server_frame};
 
 /// How often silence is looked for.
@@ -30,9 +30,6 @@ const DRAIN_ANSWERS: Micros = 5 * SECOND;
 /// Heads told in one heartbeat; what is beyond is told by the next.
 const HEADS_MAX: usize = 1_000;
 
-/// From the time that there is for `auth`: how long its answer may take, the wait for a turn included.
-const SIGN_IN_MAX: Micros = 10 * SECOND;
-
 impl GatewayCore {
     /// A second, or about one, has passed.
     pub fn tick<O: Outbound>(&mut self, out: &mut O) {
@@ -41,7 +38,7 @@ impl GatewayCore {
         self.give_up_sends(out);
         self.tick_requests(out);
         self.tick_loads(out);
-        self.tick_admission();
+        self.tick_admission(out);
         self.tick_gaps(out);
         self.tick_sessions(out);
         self.tick_tracking(out);

@@ -38,8 +38,12 @@ struct Server {
     _runtime: tokio::runtime::Runtime,
 }
 
-/// Two workers behind one port.
 fn start() -> Server {
+    start_with(WorkerConfig::default().auth_ms)
+}
+
+/// Two workers behind one port. A client has so long to say `auth`.
+fn start_with(auth_ms: u32) -> Server {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_time()
@@ -76,6 +80,7 @@ fn start() -> Server {
         let config = WorkerConfig {
             policy,
             tick_ms: 100,
+            auth_ms,
             ..WorkerConfig::default()
         };
         let http: tidings_gateway::worker::HttpHandoff = Box::new(|_| {});
@@ -88,6 +93,7 @@ fn start() -> Server {
         };
         let settings = Settings {
             session_base: u64::from(n) << 30,
+            auth_within: u64::from(auth_ms) * 1_000,
             ..Settings::new(gateway(n), 1)
         };
         let worker = host::worker(
@@ -145,7 +151,7 @@ impl Client {
         }
     }
 
-    fn login(server: &Server, format: Format, token: &str) -> Self {
+    fn sign_in(server: &Server, format: Format, token: &str) -> Self {
         let mut client = Client::connect(server, format);
         let auth = wire::Auth {
             token: token.to_owned(),
@@ -155,6 +161,11 @@ impl Client {
         };
         client.command(Command::Auth(auth));
         client.until("ready", |u| matches!(u, Update::Ready(_)));
+        client
+    }
+
+    fn login(server: &Server, format: Format, token: &str) -> Self {
+        let mut client = Client::sign_in(server, format, token);
         client.command(Command::Sync(wire::Sync {
             epoch: 1,
             cursors: Vec::new(),
@@ -277,6 +288,17 @@ fn a_message_goes_from_socket_to_socket_and_a_drain_ends_it() {
     for worker in server.workers {
         worker.join().expect("no panic");
     }
+}
+
+#[test]
+fn who_said_auth_in_time_may_wait_longer_for_its_answer() {
+    let server = start_with(500);
+    // It says nothing, and the other one's token takes two seconds to check.
+    let mut silent = Client::connect(&server, Format::Proto);
+    Client::sign_in(&server, Format::Proto, "3/30");
+    assert_eq!(silent.frame().0, 2, "`hello`");
+    let (opcode, payload) = silent.frame();
+    assert_eq!((opcode, &payload[..2]), (8, &1008u16.to_be_bytes()[..]));
 }
 
 #[test]

@@ -81,6 +81,29 @@ fn who_would_wait_too_long_is_told_when_to_come_back() {
 }
 
 #[test]
+fn whose_turn_can_not_come_in_time_is_sent_away_before_that() {
+    let mut world = World::with(|settings| settings.sign_ins_at_once = 1);
+    // The directory answers nobody: each second a quarter less is expected of it, a hundred a second at least.
+    let waiting: Vec<_> = (0..2_000).map(|_| world.connect_and_auth(1)).collect();
+    for _ in 0..8 {
+        world.out.now += 1_000_000;
+        world.core.tick(&mut world.out);
+    }
+    let sent_away = |&&slot: &&_| world.closed(slot) == Some(CloseCode::TryLater);
+    let away = waiting.iter().filter(sent_away).count();
+    assert_eq!(away, 999, "one signs in, a thousand can still be in time");
+    assert!(
+        waiting[..1_001]
+            .iter()
+            .all(|&slot| world.closed(slot).is_none())
+    );
+    let [.., Update::Reconnect(reconnect)] = &world.take(waiting[1_999])[..] else {
+        panic!("not told when to come back")
+    };
+    assert!(reconnect.after_ms >= 10_000, "{}", reconnect.after_ms);
+}
+
+#[test]
 fn who_says_nothing_for_five_seconds_is_closed() {
     let mut world = World::new();
     let slot = world.connect(Format::Proto);
