@@ -187,13 +187,14 @@ impl Accounts for PostgresDirectory {
         display_name: String,
         device: String,
     ) -> Answer<'_, (User, Device)> {
-        let calls = self.calls.clone();
+        // It would fail the statement, and with it the others'.
+        let texts = [&subject.issuer, &subject.subject, &device];
+        if texts.iter().any(|text| is_impossible(text)) {
+            return answered(Err(DirectoryError::Refused(Refusal::Invalid)));
+        }
+        // Nearly always both are there.
+        let known = self.subjects.ask((subject.clone(), device.clone()));
         Box::pin(async move {
-            // Nearly always both are there.
-            let args = (subject.clone(), device.clone());
-            let known = calls.call("subject_on_device", args, |tx, (subject, device)| {
-                Box::pin(devices::of_subject(tx, subject, device))
-            });
             if let Some(known) = known.await? {
                 return Ok(known);
             }
@@ -376,17 +377,22 @@ async fn block(tx: &Tx, user: UserId, other: UserId) -> Result<(), Fault> {
     Ok(())
 }
 
-pub(super) fn user(row: &Row) -> Result<User, Fault> {
-    let issuer: Option<String> = get(row, 3)?;
-    let subject: Option<String> = get(row, 4)?;
+fn user(row: &Row) -> Result<User, Fault> {
+    user_at(row, 0)
+}
+
+/// A user whose columns begin with the one at `first`.
+pub(super) fn user_at(row: &Row, first: usize) -> Result<User, Fault> {
+    let issuer: Option<String> = get(row, first + 3)?;
+    let subject: Option<String> = get(row, first + 4)?;
     Ok(User {
-        id: user_id(row, 0)?,
-        login: get(row, 1)?,
-        display_name: get(row, 2)?,
+        id: user_id(row, first)?,
+        login: get(row, first + 1)?,
+        display_name: get(row, first + 2)?,
         external: issuer
             .zip(subject)
             .map(|(issuer, subject)| ExternalSubject { issuer, subject }),
-        created: number(row, 5)?,
-        disabled: get(row, 6)?,
+        created: number(row, first + 5)?,
+        disabled: get(row, first + 6)?,
     })
 }

@@ -192,7 +192,13 @@ impl Calls {
         })
     }
 
-    async fn run<A, T>(
+    /// Begins a task on the runtime that calls run on.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.runtime.spawn(task));
+    }
+
+    /// A call within this task; whoever calls sees to it that it isn't dropped.
+    pub(super) async fn run<A, T>(
         &self,
         transaction: bool,
         name: &'static str,

@@ -17,8 +17,8 @@ use tidings_core::record::{Role, RoleChange};
 use super::call::Tx;
 use super::faults::Fault;
 use super::sql::{
-    account, behind, conversation, conversation_columns, get, ids, number, page, role, sql, typed,
-    user_id,
+    account, behind, conversation, conversation_columns, get, ids, number, page, place, role, sql,
+    typed, user_id,
 };
 use super::{PostgresDirectory, answered, founding};
 
@@ -110,27 +110,7 @@ impl Conversations for PostgresDirectory {
     }
 
     fn lists_of(&self, user: UserId) -> Answer<'_, Lists> {
-        self.calls.call("lists_of", user, |tx, user| {
-            Box::pin(async move {
-                let rows = tx.rows(
-                    "(select conversation, true from members where user_id = $1 order by conversation limit $2)
-                     union all
-                     (select blocked, false from blocks where user_id = $1 order by blocked limit $3)",
-                    typed![sql(user.0), page(PAGE_MAX), page(BLOCKS_PER_USER_MAX)],
-                ).await?;
-                let mut lists = Lists::default();
-                for row in &rows {
-                    match get(row, 1)? {
-                        true => lists.conversations.push(ConversationId(number(row, 0)?)),
-                        false => lists.blocked.push(UserId(number(row, 0)?)),
-                    }
-                }
-                // The order of both halves together isn't promised.
-                lists.conversations.sort_unstable();
-                lists.blocked.sort_unstable();
-                Ok(lists)
-            })
-        })
+        self.lists.ask(user)
     }
 
     fn conversations_of(
@@ -393,6 +373,35 @@ async fn record_change(
     .await?;
     tx.mark_members_changed();
     Ok(change)
+}
+
+/// Each user's conversations and blocks.
+pub(super) async fn lists(tx: &Tx, users: &[UserId]) -> Result<Vec<Lists>, Fault> {
+    let rows = tx
+        .rows(
+            "with asked as (select * from unnest($1::bigint[]) with ordinality as a(id, place))
+         select place, conversation, true from asked cross join lateral (
+             select conversation from members where user_id = asked.id order by conversation limit $2) c
+         union all
+         select place, blocked, false from asked cross join lateral (
+             select blocked from blocks where user_id = asked.id order by blocked limit $3) b",
+            typed![ids(users), page(PAGE_MAX), page(BLOCKS_PER_USER_MAX)],
+        )
+        .await?;
+    let mut lists = vec![Lists::default(); users.len()];
+    for row in &rows {
+        let lists = place(&mut lists, row)?;
+        match get(row, 2)? {
+            true => lists.conversations.push(ConversationId(number(row, 1)?)),
+            false => lists.blocked.push(UserId(number(row, 1)?)),
+        }
+    }
+    for lists in &mut lists {
+        // The order of rows of different kinds and users isn't promised.
+        lists.conversations.sort_unstable();
+        lists.blocked.sort_unstable();
+    }
+    Ok(lists)
 }
 
 pub(super) async fn find(tx: &Tx, id: ConversationId) -> Result<Option<ConversationRecord>, Fault> {

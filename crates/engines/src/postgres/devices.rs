@@ -3,15 +3,15 @@
 use futures_util::future::{try_join, try_join3};
 use tidings_core::ids::{DeviceId, Micros, UserId};
 use tidings_core::ports::directory::{
-    DEVICES_PER_USER_MAX, Device, DirectoryError, ExternalSubject, Revocation, RevocationSubject,
-    User, What,
+    DEVICES_PER_USER_MAX, Device, DirectoryError, Revocation, RevocationSubject, User, What,
 };
 use tokio_postgres::Row;
 
-use super::accounts::user;
+use super::SubjectOnDevice;
+use super::accounts::user_at;
 use super::call::Tx;
 use super::faults::Fault;
-use super::sql::{account, get, number, sql, typed, user_id};
+use super::sql::{account, get, number, place, sql, typed, user_id};
 
 /// Records a device; with `at_first_sight` answers with the one that has the name, if there is one by now.
 pub(super) async fn add(
@@ -84,23 +84,30 @@ pub(super) async fn named(tx: &Tx, user: UserId, name: &str) -> Result<Option<De
     row.as_ref().map(device).transpose()
 }
 
-/// The account of a subject, and its device of this name, if both are there.
-pub(super) async fn of_subject(
+/// The account of each subject, and its device of that name, if both are there.
+pub(super) async fn of_subjects(
     tx: &Tx,
-    subject: &ExternalSubject,
-    name: &str,
-) -> Result<Option<(User, Device)>, Fault> {
-    let row = tx
-        .row(
-            "select u.id, u.login_name, u.display_name, u.issuer, u.subject, u.created, u.disabled,
+    asked: &[SubjectOnDevice],
+) -> Result<Vec<Option<(User, Device)>>, Fault> {
+    let issuers: Vec<&str> = asked.iter().map(|(of, _)| of.issuer.as_str()).collect();
+    let subjects: Vec<&str> = asked.iter().map(|(of, _)| of.subject.as_str()).collect();
+    let names: Vec<&str> = asked.iter().map(|(_, name)| name.as_str()).collect();
+    let rows = tx
+        .rows(
+            "select a.place, u.id, u.login_name, u.display_name, u.issuer, u.subject, u.created, u.disabled,
                 d.id, d.user_id, d.name, d.created, d.last_seen
-         from users u join devices d on d.user_id = u.id and d.name = $3
-         where u.issuer = $1 and u.subject = $2 order by d.created, d.id limit 1",
-            typed![subject.issuer.as_str(), subject.subject.as_str(), name],
+         from unnest($1::text[], $2::text[], $3::text[]) with ordinality as a(issuer, subject, name, place)
+         join users u on u.issuer = a.issuer and u.subject = a.subject
+         cross join lateral (select * from devices where user_id = u.id and name = a.name
+                             order by created, id limit 1) d",
+            typed![issuers, subjects, names],
         )
         .await?;
-    row.map(|row| Ok((user(&row)?, device_at(&row, 7)?)))
-        .transpose()
+    let mut found = vec![None; asked.len()];
+    for row in &rows {
+        *place(&mut found, row)? = Some((user_at(row, 1)?, device_at(row, 8)?));
+    }
+    Ok(found)
 }
 
 pub(super) async fn list(tx: &Tx, user: UserId) -> Result<Vec<Device>, Fault> {

@@ -13,8 +13,10 @@ use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidings_core::ids::Micros;
-use tidings_core::ports::directory::{Answer, DirectoryError};
+use tidings_core::ids::{Micros, UserId};
+use tidings_core::ports::directory::{
+    Answer, Device, DirectoryError, ExternalSubject, Lists, User,
+};
 
 use crate::StartError;
 use crate::breaker::BreakerMetrics;
@@ -32,6 +34,7 @@ mod pool;
 mod schema;
 mod settings;
 mod sql;
+mod together;
 
 pub use metrics::Metrics;
 pub use schema::migrate;
@@ -39,6 +42,7 @@ pub use settings::{Settings, Tls};
 
 use call::Calls;
 use pool::Connections;
+use together::Together;
 
 /// How long [`PostgresDirectory::check`] waits.
 const CHECK: Duration = Duration::from_secs(1);
@@ -53,7 +57,13 @@ pub type Clock = Arc<dyn Fn() -> Micros + Send + Sync>;
 /// under way are finished first.
 pub struct PostgresDirectory {
     calls: Arc<Calls>,
+    /// What every sign-in asks.
+    lists: Arc<Together<UserId, Lists>>,
+    subjects: Arc<Together<SubjectOnDevice, Option<(User, Device)>>>,
 }
+
+/// Somebody whom a customer's backend knows, and the name of the device.
+type SubjectOnDevice = (ExternalSubject, String);
 
 impl PostgresDirectory {
     /// Checks settings, database and tables, and opens the pool.
@@ -65,8 +75,15 @@ impl PostgresDirectory {
         schema::check(settings).await?;
         let metrics = Arc::new(Metrics::default());
         let pool = Connections::new(settings, metrics.clone())?;
+        let calls = Arc::new(Calls::new(settings, pool, metrics, clock));
         Ok(PostgresDirectory {
-            calls: Arc::new(Calls::new(settings, pool, metrics, clock)),
+            lists: Together::new(&calls, "lists_of", |tx, users| {
+                Box::pin(conversations::lists(tx, users))
+            }),
+            subjects: Together::new(&calls, "subject_on_device", |tx, asked| {
+                Box::pin(devices::of_subjects(tx, asked))
+            }),
+            calls,
         })
     }
 

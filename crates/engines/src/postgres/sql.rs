@@ -89,6 +89,13 @@ pub(super) fn number(row: &Row, column: usize) -> Result<u64, Fault> {
     get::<i64>(row, column).map(|n| n as u64)
 }
 
+/// Where the answer to a question of many goes: the row's first column counts them from 1 (`with ordinality`).
+pub(super) fn place<'a, T>(answers: &'a mut [T], row: &Row) -> Result<&'a mut T, Fault> {
+    let place = number(row, 0)?;
+    let answer = answers.get_mut((place as usize).wrapping_sub(1));
+    answer.ok_or_else(|| corrupt(format!("no question {place} was asked")))
+}
+
 pub(super) fn user_id(row: &Row, column: usize) -> Result<UserId, Fault> {
     number(row, column).map(UserId)
 }

@@ -9,8 +9,8 @@ use futures_util::future::join_all;
 use tidings_core::conformance::directory::user;
 use tidings_core::ids::UserId;
 use tidings_core::ports::directory::{
-    Accounts, BLOCKS_PER_USER_MAX, Conversations, Credentials, DirectoryError, LoginName,
-    NewConversation, NewSignIn, NewUser, PAGE_MAX, Refusal, RevocationSubject, Rotation,
+    Accounts, BLOCKS_PER_USER_MAX, Conversations, Credentials, DirectoryError, ExternalSubject,
+    LoginName, NewConversation, NewSignIn, NewUser, PAGE_MAX, Refusal, RevocationSubject, Rotation,
     SecretHash, What,
 };
 use tidings_core::record::Role;
@@ -311,6 +311,58 @@ async fn bounds_hold_on_all_servers_together() {
         let answers = join_all(calls).await;
         let set = answers.iter().filter(|answer| answer.is_ok()).count();
         assert_eq!(set, room, "{answers:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn those_who_sign_in_at_once_ask_together_and_each_gets_its_own_answer() {
+    with_database("together", |settings| async move {
+        let directory = Arc::new(open(&settings).await);
+        let ann = user(&*directory, "ann").await;
+        let subject = |n: usize| ExternalSubject {
+            issuer: "crm".to_owned(),
+            subject: n.to_string(),
+        };
+        let mut known = Vec::new();
+        for n in 0..40 {
+            let (user, device) = directory
+                .subject_on_device(subject(n), format!("user {n}"), "phone".to_owned())
+                .await
+                .unwrap();
+            let with_ann = directory.create_direct(ann, user.id).await.unwrap();
+            known.push((user, device, with_ann.conversation.id));
+        }
+        let before = directory.metrics().calls.load(Ordering::Relaxed);
+        // Twice each, as two devices of one user come too; and some who aren't known yet.
+        let asking = (0..100).map(|n| {
+            let directory = directory.clone();
+            tokio::spawn(async move {
+                let asked = subject(n % 50);
+                let name = format!("user {}", n % 50);
+                let (user, device) = directory
+                    .subject_on_device(asked.clone(), name, "phone".to_owned())
+                    .await
+                    .unwrap();
+                assert_eq!(user.external, Some(asked));
+                let lists = directory.lists_of(user.id).await.unwrap();
+                (n % 50, user, device, lists)
+            })
+        });
+        for asking in asking.collect::<Vec<_>>() {
+            let (n, user, device, lists) = asking.await.unwrap();
+            match known.get(n) {
+                Some((of, on, with_ann)) => {
+                    assert_eq!((&user, &device), (of, on));
+                    assert_eq!(lists.conversations, [*with_ann]);
+                }
+                None => assert_eq!(lists.conversations, []),
+            }
+            assert_eq!(lists.blocked, []);
+        }
+        let calls = directory.metrics().calls.load(Ordering::Relaxed) - before;
+        // Two for each of the 80 who are known would be 160, and the others need more.
+        assert!(calls < 160, "{calls}");
     })
     .await;
 }

@@ -236,7 +236,7 @@ impl Default for Limits {
             joins_per_hour: 200,
             lookups_per_hour: 100,
             unauthenticated_per_address: 20,
-            sign_ins_at_once: 8,
+            sign_ins_at_once: 32,
             session_queue_bytes: 256 << 10,
         }
     }
