@@ -23,9 +23,9 @@ use crate::StartError;
 
 /// The most marks in one batch.
 const BATCH: usize = 500;
-/// How long brokers hold a fetch, how long a member may be silent and how often it says that it lives. Less than a
-/// request's timeout, so that a held fetch isn't taken for a hung broker.
-const FETCH_WAIT_MS: &str = "2000";
+/// How long brokers hold a fetch, how long a member may be silent and how often it says that it lives. A second
+/// less than a request's timeout, as what is asked behind a held fetch waits for it.
+const FETCH_WAIT_MS: &str = "1000";
 const SESSION_TIMEOUT_MS: &str = "30000";
 const HEARTBEAT_MS: &str = "3000";
 /// How long after a failure a batch is given again.
