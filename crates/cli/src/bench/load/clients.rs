@@ -361,9 +361,35 @@ impl Clients {
                 self.done.duplicated = self.ledger.duplicated;
                 self.done.reordered = self.ledger.reordered;
                 self.job = Job::Resting { until: until(0.0) };
+                if self.done.lost > 0 {
+                    self.name_the_behind();
+                }
             }
         }
         self.advance()
+    }
+
+    /// Where those who lack something stand: it tells a session that is still on its way back from one that was forgotten.
+    fn name_the_behind(&mut self) {
+        for at in 0..self.sessions.len() {
+            let session = &self.sessions[at];
+            let behind = self.ledger.behind(at as u32, &session.memberships);
+            if behind == 0 {
+                continue;
+            }
+            let state = match session.state {
+                State::Off => "off",
+                State::Connecting | State::Upgrading => "connecting",
+                State::SigningIn => "signing in",
+                State::Syncing => "syncing",
+                State::Live => "live",
+            };
+            let text = format!(
+                "{behind} events behind, {state}, failed {} times",
+                session.failures
+            );
+            self.problem(text);
+        }
     }
 
     /// Goes on with the order, and answers when it is done.

@@ -103,16 +103,27 @@ impl Ledger {
         *head = seq.max(*head);
     }
 
+    /// How many events this session doesn't have though somebody has seen as much of its conversations.
+    pub fn behind(&self, session: u32, memberships: &[Membership]) -> u64 {
+        let missing = self
+            .missing
+            .iter()
+            .filter(|(of, ..)| *of == session)
+            .count() as u64;
+        missing + self.lost_of(memberships.iter()).0
+    }
+
+    /// Events behind the last of each, and those that are no event of theirs.
+    fn lost_of<'a>(&self, memberships: impl Iterator<Item = &'a Membership>) -> (u64, u64) {
+        memberships.fold((0, 0), |(behind, unnamed), m| {
+            let head = self.heads.get(&m.conversation).copied().unwrap_or(0);
+            (behind + head.saturating_sub(m.cursor), unnamed + m.unnamed)
+        })
+    }
+
     /// Events that these sessions don't have and should.
     pub fn lost<'a>(&self, memberships: impl Iterator<Item = &'a Membership>) -> u64 {
-        let (mut behind, mut unnamed) = (0, 0);
-        for m in memberships {
-            behind += self
-                .heads
-                .get(&m.conversation)
-                .map_or(0, |head| head.saturating_sub(m.cursor));
-            unnamed += m.unnamed;
-        }
+        let (behind, unnamed) = self.lost_of(memberships);
         (behind + self.missing.len() as u64).saturating_sub(unnamed)
     }
 }
