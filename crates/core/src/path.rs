@@ -119,6 +119,13 @@ pub enum Effect {
         /// Whose.
         users: Vec<UserId>,
     },
+    /// [`crate::ports::store::Store::read_members`]; then [`Router::members_read`].
+    ReadMembers {
+        /// The load's number.
+        load: u64,
+        /// Of which conversation.
+        conversation: ConversationId,
+    },
     /// To one gateway.
     Send {
         /// Which one.

@@ -211,3 +211,12 @@ pub struct CursorRow {
     /// The user has read all up to here.
     pub read: Seq,
 }
+
+/// The rows of state and the cursors of a conversation's members.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MemberRows {
+    /// The head's row and the grants there are, in any order.
+    pub state: Vec<StateRow>,
+    /// The cursors there are, in any order.
+    pub cursors: Vec<CursorRow>,
+}

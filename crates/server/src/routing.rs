@@ -25,7 +25,7 @@ use tidings_core::ports::log::{Log, LogError};
 use tidings_core::ports::peers::{Peers, ToRouter};
 use tidings_core::ports::store::{STORE_DEADLINE, Store, StoreResult};
 use tidings_core::router::{Config, Counters};
-use tidings_core::rows::{CursorRow, EventRow, StateRow};
+use tidings_core::rows::{CursorRow, EventRow, MemberRows, StateRow};
 use tidings_gateway::seldom::Seldom;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -107,6 +107,7 @@ enum Input {
     EventsStored(u64, bool),
     StateStored(u64, bool),
     StateRead(u64, Option<Vec<Option<StateRow>>>),
+    MembersRead(u64, Option<Option<MemberRows>>),
     SinceRead(u64, Option<Vec<EventRow>>),
     EventsRead(u64, Option<Vec<EventRow>>),
     CursorsRead(u64, Option<Vec<CursorRow>>),
@@ -280,6 +281,7 @@ fn apply(router: &mut Router, input: Input, parts: &Parts, letters: &mut Letters
         Input::EventsStored(flight, ok) => router.events_stored(flight, ok, now),
         Input::StateStored(flight, ok) => router.state_stored(flight, ok, now),
         Input::StateRead(load, rows) => router.state_read(load, rows, now),
+        Input::MembersRead(load, rows) => router.members_read(load, rows, now),
         Input::SinceRead(load, rows) => router.since_read(load, rows, now),
         Input::EventsRead(load, rows) => router.events_read(load, rows, now),
         Input::CursorsRead(load, rows) => router.cursors_read(load, rows, now),
@@ -482,6 +484,10 @@ fn call(effect: Effect, partition: Partition, parts: &Parts) -> BoxFuture<'stati
                 load,
                 within("read state", store.read_state(conversation, keys)).await,
             )
+        }),
+        Effect::ReadMembers { load, conversation } => Box::pin(async move {
+            let found = within("read members", store.read_members(conversation)).await;
+            Input::MembersRead(load, found)
         }),
         Effect::ReadSince {
             load,

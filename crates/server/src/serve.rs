@@ -310,7 +310,10 @@ pub(crate) fn routing_parts(parts: &Parts, waiting: Arc<Waiting>) -> routing::Pa
         waiting,
         aside: Arc::new(Aside::new(parts.dead_letters.clone(), system::random)),
         clock: system::now,
-        config: Default::default(),
+        config: tidings_core::router::Config {
+            members_together: parts.store.members_together() > 0,
+            ..Default::default()
+        },
     }
 }
 

@@ -18,12 +18,12 @@ use tidings_core::ports::registry::{
 };
 use tidings_core::ports::store::{Store, StoreError, StoreResult};
 use tidings_core::record::Committed;
-use tidings_core::rows::{CursorRow, EventRow, StateKey, StateRow};
+use tidings_core::rows::{CursorRow, EventRow, MemberRows, StateKey, StateRow};
 
 use crate::log::{Lost, Report, SimLog};
 use crate::random::Random;
 use crate::registry::{Fate, SimRegistry};
-use crate::store::{Call, Loss, Reply, SimStore};
+use crate::store::{Call, Loss, MEMBERS_TOGETHER, Reply, SimStore};
 
 /// How many records a read gives.
 const READ_MOST: usize = 20;
@@ -283,6 +283,23 @@ impl Store for Handle {
             other => unreachable!("{other:?}"),
         });
         Box::pin(std::future::ready(rows))
+    }
+
+    fn members_together(&self) -> usize {
+        MEMBERS_TOGETHER
+    }
+
+    fn read_members(
+        &self,
+        conversation: ConversationId,
+    ) -> BoxFuture<'_, StoreResult<Option<MemberRows>>> {
+        let found = self
+            .call(Call::ReadMembers(conversation))
+            .map(|reply| match reply {
+                Reply::Members(found) => found,
+                other => unreachable!("{other:?}"),
+            });
+        Box::pin(std::future::ready(found))
     }
 
     fn read_cursors(

@@ -7,7 +7,7 @@ use tidings_core::path::{Effect, Router};
 use tidings_core::ports::log::{Append, LogError};
 use tidings_core::ports::peers::{ToGateway, ToRouter};
 use tidings_core::ports::store::STORE_DEADLINE;
-use tidings_core::rows::{StateKey, StateValue};
+use tidings_core::rows::{MemberRows, StateKey, StateValue};
 use tidings_verify::history::Part;
 
 use crate::Bug;
@@ -295,6 +295,7 @@ impl World {
                 conversation,
                 keys,
             } => (load, Call::ReadState(conversation, keys)),
+            Effect::ReadMembers { load, conversation } => (load, Call::ReadMembers(conversation)),
             Effect::ReadSince {
                 load,
                 conversation,
@@ -451,6 +452,17 @@ impl World {
                 core.state_read(number, Some(rows), now)
             }
             (Call::ReadState(..), _) => core.state_read(number, None, now),
+            (Call::ReadMembers(_), Some(Reply::Members(found))) => {
+                let found = found.map(|found| match forgets_cursors {
+                    true => MemberRows {
+                        cursors: Vec::new(),
+                        ..found
+                    },
+                    false => found,
+                });
+                core.members_read(number, Some(found), now);
+            }
+            (Call::ReadMembers(_), _) => core.members_read(number, None, now),
             (Call::ReadSince(..), Some(Reply::Events(rows))) => {
                 core.since_read(number, Some(rows), now)
             }

@@ -109,6 +109,8 @@ impl Plan {
         // Longer than a router lives that doesn't know of its successor, and its last write takes.
         router.cursor_check_for = random.pick(&[12 * SECOND, 60 * SECOND]).unwrap_or(0);
         let store_gathers = random.permille(400);
+        // As the one on one disk and the one on many nodes.
+        router.members_together = !store_gathers;
         Plan {
             gateways: random.between(1, 3) as usize,
             // One disk's log has one.

@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 
 use tidings_core::ids::{ConversationId, Position, Seq, UserId};
-use tidings_core::rows::{CursorRow, EventRow, StateKey, StateRow};
+use tidings_core::rows::{CursorRow, EventRow, MemberRows, StateKey, StateRow};
 
 use crate::Bug;
 use crate::random::Random;
+
+/// So few that some of the conversations have more members.
+pub(crate) const MEMBERS_TOGETHER: usize = 5;
 
 /// A call of the store's port.
 #[derive(Clone, Debug)]
@@ -25,6 +28,7 @@ pub(crate) enum Call {
     ReadEvents(ConversationId, Vec<Seq>),
     ReadRange(ConversationId, Seq, Seq, usize),
     ReadCursors(ConversationId, Vec<UserId>),
+    ReadMembers(ConversationId),
 }
 
 /// Its answer.
@@ -35,6 +39,7 @@ pub(crate) enum Reply {
     State(Vec<Option<StateRow>>),
     Events(Vec<EventRow>),
     Cursors(Vec<CursorRow>),
+    Members(Option<MemberRows>),
 }
 
 /// What a call has done whose answer is lost.
@@ -150,19 +155,25 @@ impl SimStore {
             }
             Call::Settle(position) => self.settle(*position, random),
             Call::ReadState(conversation, keys) => {
-                let row = |&key: &StateKey| {
-                    let key = (*conversation, key);
-                    let copies = match self.bug {
-                        Some(Bug::HeadReadAtOne) if key.1 == StateKey::Head => &self.replica,
-                        Some(Bug::HeadFromCache) if key.1 == StateKey::Head => &self.cache,
-                        _ => &self.tables.state,
-                    };
-                    copies
-                        .get(&key)
-                        .or_else(|| self.tables.state.get(&key))
-                        .copied()
-                };
+                let row = |&key: &StateKey| self.state_row(*conversation, key);
                 Reply::State(keys.iter().map(row).collect())
+            }
+            Call::ReadMembers(conversation) => {
+                let of_it = (*conversation, StateKey::Head)..;
+                let keys = self.tables.state.range(of_it).map(|(key, _)| key);
+                let keys = keys.take_while(|key| {
+                    key.0 == *conversation && !matches!(key.1, StateKey::Sender(..))
+                });
+                let state: Vec<StateRow> = keys
+                    .filter_map(|key| self.state_row(key.0, key.1))
+                    .collect();
+                let cursors = self.tables.cursors.range((*conversation, UserId(0))..);
+                let cursors = cursors.take_while(|(key, _)| key.0 == *conversation);
+                let found = MemberRows {
+                    cursors: cursors.map(|(_, row)| *row).collect(),
+                    state,
+                };
+                Reply::Members((found.state.len() <= MEMBERS_TOGETHER + 1).then_some(found))
             }
             Call::ReadSince(conversation, from) => {
                 let mut rows: Vec<EventRow> = self
@@ -193,6 +204,17 @@ impl SimStore {
                 Reply::Cursors(users.iter().filter_map(row).collect())
             }
         }
+    }
+
+    fn state_row(&self, conversation: ConversationId, key: StateKey) -> Option<StateRow> {
+        let key = (conversation, key);
+        let copies = match self.bug {
+            Some(Bug::HeadReadAtOne) if key.1 == StateKey::Head => &self.replica,
+            Some(Bug::HeadFromCache) if key.1 == StateKey::Head => &self.cache,
+            _ => &self.tables.state,
+        };
+        let row = copies.get(&key).or_else(|| self.tables.state.get(&key));
+        row.copied()
     }
 
     /// Does what a call may have done whose answer is lost. What is left is to be done late.

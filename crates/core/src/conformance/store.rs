@@ -10,8 +10,8 @@ use crate::ids::{ConversationId, MessageKey, Partition, Position, SenderId, Seq,
 use crate::ports::store::Store;
 use crate::record::{ConversationKind, Encoding, Kind, Role};
 use crate::rows::{
-    Before, CursorRow, EventRow, GrantState, HeadState, MemberChange, MembersBody, SenderState,
-    StateKey, StateRow, StateValue,
+    Before, CursorRow, EventRow, GrantState, HeadState, MemberChange, MemberRows, MembersBody,
+    SenderState, StateKey, StateRow, StateValue,
 };
 
 const P: Partition = Partition(0);
@@ -30,6 +30,7 @@ pub async fn all(store: &dyn Store, run: u64) {
     the_state_of_the_later_position_stays(store, run).await;
     state_comes_back_in_the_order_asked(store, run).await;
     cursors_only_grow(store, run).await;
+    members_rows_are_all_or_none(store, run).await;
     what_was_never_put_is_not_there(store, run).await;
     conversations_dont_mix(store, run).await;
     a_settled_position_is_at_most_the_one_given(store, run).await;
@@ -488,6 +489,76 @@ pub async fn cursors_only_grow(store: &dyn Store, run: u64) {
         [cursor(12, 6)],
         "a user without a cursor is left out"
     );
+}
+
+/// What is read of all members together is what is read of each, and never a part of it.
+pub async fn members_rows_are_all_or_none(store: &dyn Store, run: u64) {
+    let (c, next) = (conversation(run, 14), conversation(run, 17));
+    let row = |conversation, key, value, offset| StateRow {
+        conversation,
+        key,
+        position: at(offset),
+        ts: ts(offset),
+        value,
+    };
+    let grant = |conversation, user: u64| {
+        let state = GrantState {
+            role: Role::Member,
+            grant: user,
+            ..GrantState::default()
+        };
+        let key = StateKey::Grant(UserId(user));
+        row(conversation, key, StateValue::Grant(state), 9)
+    };
+    let head = HeadState {
+        seq: 3,
+        ..HeadState::default()
+    };
+    let mut state = vec![row(c, StateKey::Head, StateValue::Head(head), 9)];
+    // Ids of all sizes, as they are the names of rows.
+    state.extend([1, 2, 0xff, 0x100, u64::MAX / 2].map(|user| grant(c, user)));
+    let sender = StateKey::Sender(UserId(1), SenderId(1));
+    let others = [
+        row(c, sender, StateValue::Sender(SenderState::default()), 9),
+        grant(next, 7),
+    ];
+    let cursor = |conversation, user, delivered| CursorRow {
+        conversation,
+        user: UserId(user),
+        delivered,
+        read: 1,
+    };
+    // Somebody who has left may have one, too.
+    let cursors = vec![cursor(c, 2, 3), cursor(c, 5, 2)];
+    let other = cursor(next, 7, 1);
+    let all = state.iter().chain(&others).copied().collect();
+    store.put_state(P, all).await.expect("put");
+    let all = cursors.iter().chain([&other]).copied().collect();
+    store.put_cursors(P, all).await.expect("put");
+
+    let most = store.members_together();
+    let found = store.read_members(c).await.expect("read");
+    assert_eq!(found.is_some(), most >= 5);
+    let Some(mut found) = found else { return };
+    found.state.sort_by_key(|row| row.key);
+    found.cursors.sort_by_key(|row| row.user);
+    assert_eq!((found.state, found.cursors), (state, cursors));
+
+    let nobody = conversation(run, 15);
+    let found = store.read_members(nobody).await.expect("read");
+    assert_eq!(found, Some(MemberRows::default()));
+
+    let many = conversation(run, 16);
+    let rows = (1..=most as u64).map(|user| grant(many, user)).collect();
+    store.put_state(P, rows).await.expect("put");
+    let found = store.read_members(many).await.expect("read");
+    assert_eq!(found.map(|found| found.state.len()), Some(most));
+    let one_more = vec![
+        row(many, StateKey::Head, StateValue::Head(head), 9),
+        grant(many, most as u64 + 1),
+    ];
+    store.put_state(P, one_more).await.expect("put");
+    assert_eq!(store.read_members(many).await.expect("read"), None);
 }
 
 /// No row is not an error.

@@ -1,10 +1,11 @@
 //! The store: event rows, the rows of state that decisions need, and cursors.
 
+use std::future::ready;
 use std::time::Duration;
 
 use super::BoxFuture;
 use crate::ids::{ConversationId, Partition, Position, Seq, UserId};
-use crate::rows::{CursorRow, EventRow, StateKey, StateRow};
+use crate::rows::{CursorRow, EventRow, MemberRows, StateKey, StateRow};
 
 /// Why a call failed, sorted by remedy.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,4 +106,19 @@ pub trait Store: Send + Sync {
         conversation: ConversationId,
         users: Vec<UserId>,
     ) -> BoxFuture<'_, StoreResult<Vec<CursorRow>>>;
+
+    /// Up to how many members of a conversation [`Store::read_members`] reads. 0: it isn't worth a question of its
+    /// own, as a row costs next to nothing.
+    fn members_together(&self) -> usize {
+        0
+    }
+
+    /// What [`Store::read_state`] and [`Store::read_cursors`] say of all members of a conversation and of its head;
+    /// `None` if these are more than [`Store::members_together`].
+    fn read_members(
+        &self,
+        _conversation: ConversationId,
+    ) -> BoxFuture<'_, StoreResult<Option<MemberRows>>> {
+        Box::pin(ready(Ok(None)))
+    }
 }

@@ -4,13 +4,16 @@
 //! is before p is the answer; no row: nothing before. A row at or after p was written by
 //! another router, or by this one in an earlier life; then, *after* the row, the events
 //! from p on are read and undone: each carries what it changed.
+//!
+//! When a server is gone all members of its conversations come to one router that knows none of them. Where
+//! the store reads many rows as cheaply as one, the first who comes has all members' rows read.
 
 use std::collections::HashMap;
 
 use crate::ids::{ConversationId, Micros, Position, Seq, UserId};
 use crate::path::{Effect, Router};
 use crate::planted::{self, Mistake};
-use crate::rows::{CursorRow, EventRow, StateKey, StateRow, StateValue};
+use crate::rows::{CursorRow, EventRow, MemberRows, StateKey, StateRow, StateValue};
 use crate::undo::{TakenBack, sender_after, take_back};
 
 /// Rows that a piece of work needs and memory doesn't have.
@@ -39,6 +42,8 @@ struct Load {
 
 #[derive(Debug)]
 enum Stage {
+    /// All members', where some of them come.
+    Members,
     State,
     /// Rows ahead of `at` are undone with the events since.
     Since {
@@ -50,6 +55,23 @@ enum Stage {
         senders: Vec<(StateKey, Seq)>,
     },
     Cursors,
+}
+
+impl Stage {
+    /// Where to begin with these one by one.
+    fn of(missing: &Missing) -> Stage {
+        if missing.state.is_empty() {
+            Stage::Cursors
+        } else {
+            Stage::State
+        }
+    }
+}
+
+/// Whether somebody's grant and cursor are needed, as for all who come, and nothing that members' rows don't say.
+fn is_about_members(missing: &Missing) -> bool {
+    let is_sender = |key: &StateKey| matches!(key, StateKey::Sender(..));
+    !missing.cursors.is_empty() && !missing.state.iter().any(is_sender)
 }
 
 #[derive(Debug, Default)]
@@ -71,15 +93,15 @@ impl Router {
         self.loads.last += 1;
         let number = self.loads.last;
         let next = self.next;
+        let together = self.config.members_together;
         let conversation = self.conversation(id);
         // What is read must say what the log before the first record that waits says. One that comes meanwhile and
         // needs none of these rows changes none of them, so they say the same of the log before the next one.
         let at = conversation.first_waiting().unwrap_or(next);
         conversation.loading = Some(number);
-        let stage = if missing.state.is_empty() {
-            Stage::Cursors
-        } else {
-            Stage::State
+        let stage = match is_about_members(&missing) && !conversation.members_read {
+            true if together => Stage::Members,
+            _ => Stage::of(&missing),
         };
         self.ask(
             number,
@@ -97,6 +119,10 @@ impl Router {
         load.asked = self.now;
         let conversation = load.conversation;
         self.out.push(match &load.stage {
+            Stage::Members => Effect::ReadMembers {
+                load: number,
+                conversation,
+            },
             Stage::State => Effect::ReadState {
                 load: number,
                 conversation,
@@ -138,12 +164,51 @@ impl Router {
             self.loads.last += 1;
             let again = self.loads.last;
             // Rows may have moved since: the question starts from its beginning.
-            if !matches!(load.stage, Stage::Cursors) {
+            if !matches!(load.stage, Stage::Members | Stage::Cursors) {
                 load.stage = Stage::State;
             }
             self.conversation(load.conversation).loading = Some(again);
             self.ask(again, load);
         }
+    }
+
+    /// The answer to [`Effect::ReadMembers`]; `None`: the store couldn't say.
+    pub fn members_read(&mut self, number: u64, found: Option<Option<MemberRows>>, now: Micros) {
+        self.now = now;
+        let Some(load) = self.loads.under_way.get(&number) else {
+            return;
+        };
+        let (Stage::Members, Some(found)) = (&load.stage, found) else {
+            return;
+        };
+        let mut load = self.loads.under_way.remove(&number).expect("just found");
+        let conversation = self.conversation(load.conversation);
+        conversation.members_read = true;
+        let Some(found) = found else {
+            load.stage = Stage::of(&load.missing);
+            return self.ask(number, load);
+        };
+        let rows: HashMap<StateKey, StateRow> =
+            found.state.into_iter().map(|row| (row.key, row)).collect();
+        let asked = std::mem::take(&mut load.missing.cursors);
+        let members = rows.keys().filter_map(|key| match key {
+            StateKey::Grant(user) => Some(*user),
+            _ => None,
+        });
+        // Whoever has no row has got nothing yet.
+        for user in asked.into_iter().chain(members) {
+            conversation.learn_cursor(user, 0, 0);
+        }
+        for row in found.cursors {
+            conversation.learn_cursor(row.user, row.delivered, row.read);
+        }
+        let keys = &mut load.missing.state;
+        let mut others: Vec<StateKey> =
+            rows.keys().copied().filter(|k| !keys.contains(k)).collect();
+        others.sort_unstable();
+        keys.extend(others);
+        let rows = keys.iter().map(|key| rows.get(key).copied()).collect();
+        self.rows_read(number, load, rows);
     }
 
     /// The answer to [`Effect::ReadState`]; `None`: the store couldn't say.
@@ -158,7 +223,11 @@ impl Router {
         if rows.len() != load.missing.state.len() {
             return;
         }
-        let mut load = self.loads.under_way.remove(&number).expect("just found");
+        let load = self.loads.under_way.remove(&number).expect("just found");
+        self.rows_read(number, load, rows);
+    }
+
+    fn rows_read(&mut self, number: u64, mut load: Load, rows: Vec<Option<StateRow>>) {
         let is_ahead = rows.iter().flatten().any(|row| row.position >= load.at);
         if is_ahead && !planted::is(Mistake::RowsNotUndone) {
             self.counters.undone += 1;

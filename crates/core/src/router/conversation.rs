@@ -52,6 +52,8 @@ pub(crate) struct Conversation {
     waiting: Option<Box<Waiting>>,
     /// The load under way.
     pub loading: Option<u64>,
+    /// The rows of all members were read, or are too many for it.
+    pub members_read: bool,
     /// Gateways that want its events.
     pub interested: Vec<GatewayId>,
     /// Events that the store hasn't confirmed together with all earlier ones, ascending.
@@ -283,6 +285,7 @@ impl Conversation {
 
     /// All cursors but these are unknown again.
     pub fn forget_cursors(&mut self, keep: impl Fn(UserId) -> bool) {
+        self.members_read = false;
         self.members.each(|user, member| {
             if !keep(user) {
                 member.cursor = UNKNOWN;
@@ -443,6 +446,7 @@ impl Conversation {
             "a changed row is forgotten only once it is stored"
         );
         self.head = None;
+        self.members_read = false;
         self.members = RowsMap::default();
         self.senders = RowsMap::default();
     }

@@ -50,6 +50,9 @@ pub struct Config {
     pub handed_max: Micros,
     /// Conversations kept in memory; quiet ones beyond it are forgotten and read again when needed.
     pub conversations_max: usize,
+    /// Whether the rows of all members are read when one of them comes: [`crate::ports::store::Store::members_together`]
+    /// isn't 0. No.
+    pub members_together: bool,
     /// Requests kept while catching up with the log; beyond it they are answered "later".
     pub early_max: usize,
 }
@@ -73,6 +76,7 @@ impl Default for Config {
             receipt_members_max: 256,
             handed_max: 30_000_000,
             conversations_max: 200_000,
+            members_together: false,
             early_max: 100_000,
         }
     }

@@ -38,7 +38,7 @@ use std::sync::Arc;
 use tidings_core::ids::{ConversationId, Partition, Position, Seq, UserId};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::store::{Store, StoreResult};
-use tidings_core::rows::{CursorRow, EventRow, StateKey, StateRow};
+use tidings_core::rows::{CursorRow, EventRow, MemberRows, StateKey, StateRow};
 
 pub use metrics::{Metrics, Requests};
 pub use schema::{BUCKET, SCHEMA, migrate};
@@ -134,5 +134,17 @@ impl Store for CassandraStore {
     ) -> BoxFuture<'_, StoreResult<Vec<CursorRow>>> {
         let client = &self.client;
         Box::pin(client.bounded_read(client.cursors(conversation, users)))
+    }
+
+    fn members_together(&self) -> usize {
+        read::MEMBERS
+    }
+
+    fn read_members(
+        &self,
+        conversation: ConversationId,
+    ) -> BoxFuture<'_, StoreResult<Option<MemberRows>>> {
+        let client = &self.client;
+        Box::pin(client.bounded_read(client.members(conversation)))
     }
 }

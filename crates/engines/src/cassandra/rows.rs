@@ -239,6 +239,11 @@ pub fn encode_key(key: StateKey) -> Vec<u8> {
     }
 }
 
+/// Above the keys of the head and all grants, and below those of all senders.
+pub fn first_sender_key() -> Vec<u8> {
+    vec![KEY_SENDER]
+}
+
 /// Undoes [`encode_key`].
 pub fn decode_key(stored: &[u8]) -> Result<StateKey, Malformed> {
     let mut r = Reader::new(stored, "state key");
