@@ -428,7 +428,13 @@ impl Clients {
             }
             Job::Returning(returning) => {
                 self.done.opened = returning.back as u64;
-                (returning.back == returning.count, returning.deadline)
+                // Some may have been cut off more than once.
+                let mut all = self.sessions[returning.first..]
+                    .iter()
+                    .take(returning.count);
+                let is_over =
+                    returning.back >= returning.count && all.all(|s| s.state == State::Live);
+                (is_over, returning.deadline)
             }
             Job::AwaitRaw { bytes, deadline } => (self.raw_bytes >= *bytes, *deadline),
             Job::Resting { until } => (now >= *until, u64::MAX),
