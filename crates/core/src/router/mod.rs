@@ -5,6 +5,8 @@ pub(crate) mod conversation;
 pub(crate) mod digest;
 pub(crate) mod fanout;
 pub(crate) mod flight;
+#[cfg(test)]
+mod opening_tests;
 pub(crate) mod receipts;
 pub(crate) mod rows_map;
 #[cfg(test)]
