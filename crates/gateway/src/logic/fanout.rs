@@ -272,7 +272,8 @@ impl GatewayCore {
     }
 
     /// A membership event from below the head, where this worker began after it. By now it may be
-    /// old: whoever it doesn't fit has their conversations asked for again.
+    /// old: whoever it doesn't fit has their conversations asked for again, and whoever was a member
+    /// unheard is owed that and syncs.
     fn late_members_event<O: Outbound>(&mut self, out: &mut O, at: u32, row: &EventRow) {
         let Some(members) = &row.members else { return };
         self.change_seen(row.conversation, row.seq);
@@ -284,6 +285,10 @@ impl GatewayCore {
                 });
                 if is_unlike {
                     self.refresh(out, slot);
+                }
+                // It may be over again, so that nothing names the conversation but the client's own cursor.
+                if is_unlike && change.role.is_member() {
+                    self.resync(out, slot);
                 }
             }
         }

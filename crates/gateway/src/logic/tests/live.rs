@@ -327,6 +327,33 @@ fn a_lost_join_is_found_though_a_later_one_of_the_conversation_came() {
 }
 
 #[test]
+fn a_membership_that_is_over_when_it_is_told_late_is_synced() {
+    let mut world = World::new();
+    let room = world.room(5, &[1, 2]);
+    let slot = world.online(1);
+    world.out.change(room, &[(1, Role::None)]);
+    world.settle();
+    world.take(slot);
+    // Invited and removed again unheard; then somebody else brings the conversation here, with a head above that.
+    world.out.change(room, &[(1, Role::Member)]);
+    world.out.change(room, &[(1, Role::None)]);
+    let late: Vec<_> = world.out.inbox.drain(..).collect();
+    world.online(2);
+    assert_eq!(world.take(slot), []);
+    // A router that takes over tells what it applies again.
+    world.out.inbox.extend(late);
+    world.settle();
+    let updates = world.take(slot);
+    assert!(
+        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
+        "{updates:?}"
+    );
+    world.sync(slot, &[(room, 2)]);
+    world.settle();
+    assert_eq!(seqs(&world.take(slot), room), [3, 4]);
+}
+
+#[test]
 fn a_join_that_was_lost_with_its_router_is_found_when_another_takes_over() {
     let mut world = World::new();
     let known = world.room(5, &[1, 2]);
