@@ -202,9 +202,10 @@ impl Router {
         for row in found.cursors {
             conversation.learn_cursor(row.user, row.delivered, row.read);
         }
+        // Only what isn't known: the rest may have been changed by records since, and would be taken back for nothing.
         let keys = &mut load.missing.state;
-        let mut others: Vec<StateKey> =
-            rows.keys().copied().filter(|k| !keys.contains(k)).collect();
+        let is_wanted = |key: &StateKey| !conversation.has(*key) && !keys.contains(key);
+        let mut others: Vec<StateKey> = rows.keys().copied().filter(is_wanted).collect();
         others.sort_unstable();
         keys.extend(others);
         let rows = keys.iter().map(|key| rows.get(key).copied()).collect();

@@ -132,23 +132,19 @@ impl Conversation {
     /// The rows that must be read before this can be done.
     pub fn missing(&self, work: &Work) -> Missing {
         let mut missing = Missing::default();
-        if self.head.is_none() {
-            missing.state.push(StateKey::Head);
-        }
-        let mut grant = |user: UserId| {
-            if self.members.get(user).is_none_or(|m| m.grant.is_none()) {
-                missing.state.push(StateKey::Grant(user));
+        let mut need = |key: StateKey| {
+            if !self.has(key) {
+                missing.state.push(key);
             }
         };
+        need(StateKey::Head);
         match work {
             Work::Record {
                 content: Ok(Content::Send(send)),
                 ..
             } => {
-                grant(send.user);
-                if self.senders.get((send.user, send.sender)).is_none() {
-                    missing.state.push(StateKey::Sender(send.user, send.sender));
-                }
+                need(StateKey::Grant(send.user));
+                need(StateKey::Sender(send.user, send.sender));
             }
             Work::Record {
                 content: Ok(Content::Membership(change)),
@@ -157,7 +153,7 @@ impl Conversation {
                 // One event may name a user twice; the row is read once.
                 for (i, c) in change.changes.iter().enumerate() {
                     if !change.changes[..i].iter().any(|b| b.user == c.user) {
-                        grant(c.user);
+                        need(StateKey::Grant(c.user));
                     }
                 }
             }
@@ -166,7 +162,7 @@ impl Conversation {
             }
             | Work::Head => {}
             Work::Open { user, .. } | Work::Cursor(CursorRow { user, .. }) => {
-                grant(*user);
+                need(StateKey::Grant(*user));
                 if self.members.get(*user).and_then(Member::cursor).is_none() {
                     missing.cursors.push(*user);
                 }
@@ -302,6 +298,15 @@ impl Conversation {
 
     pub fn put_sender(&mut self, user: UserId, sender: crate::ids::SenderId, state: SenderState) {
         *self.senders.entry((user, sender)) = state;
+    }
+
+    /// Whether this row is in memory.
+    pub fn has(&self, key: StateKey) -> bool {
+        match key {
+            StateKey::Head => self.head.is_some(),
+            StateKey::Grant(user) => self.members.get(user).is_some_and(|m| m.grant.is_some()),
+            StateKey::Sender(user, sender) => self.senders.get((user, sender)).is_some(),
+        }
     }
 
     /// Takes a row that was read, unless a record has changed it since.
