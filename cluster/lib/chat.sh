@@ -52,7 +52,7 @@ chat_start() {
 chat_ready() {
     local n
     for n in 1 2 3; do await "chat$n" 'is ready' curl -sf -m 2 "http://127.0.0.$n:$CHAT_ADMIN_PORT/health/ready"; done
-    # Its checks come twice a second: until then it answers 503.
+    # It looks twice a second at a server that was down: until then it answers 503.
     ! alive haproxy || for n in 1 2 3; do await haproxy "chat$n takes clients" chat_is_up "$n"; done
 }
 chat_stop() { halt TERM chat1 chat2 chat3; }

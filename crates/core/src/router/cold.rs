@@ -99,9 +99,10 @@ impl Router {
         // needs none of these rows changes none of them, so they say the same of the log before the next one.
         let at = conversation.first_waiting().unwrap_or(next);
         conversation.loading = Some(number);
-        let stage = match is_about_members(&missing) && !conversation.members_read {
-            true if together => Stage::Members,
-            _ => Stage::of(&missing),
+        let stage = if together && !conversation.members_read && is_about_members(&missing) {
+            Stage::Members
+        } else {
+            Stage::of(&missing)
         };
         self.ask(
             number,

@@ -283,11 +283,12 @@ impl GatewayCore {
                 let is_unlike = self.sessions.get(slot).is_some_and(|s| {
                     s.is(READY) && s.place_in(at).is_some() != change.role.is_member()
                 });
-                if is_unlike {
-                    self.refresh(out, slot);
+                if !is_unlike {
+                    continue;
                 }
-                // It may be over again, so that nothing names the conversation but the client's own cursor.
-                if is_unlike && change.role.is_member() {
+                self.refresh(out, slot);
+                if change.role.is_member() {
+                    // It may be over again, so that nothing names the conversation but the client's own cursor.
                     self.resync(out, slot);
                 }
             }

@@ -11,8 +11,16 @@ use tidings_protocol::{CloseCode, Format, message_id};
 
 use super::outside::Input;
 use super::world::{World, errors, seqs};
+use crate::logic::Slot;
 
 const NONE: [u64; 0] = [];
+
+/// Among what a session was sent since the last look it is told to sync.
+fn assert_told_to_sync(world: &mut World, slot: Slot) {
+    let updates = world.take(slot);
+    let is_told = updates.iter().any(|u| matches!(u, Update::Lagging(_)));
+    assert!(is_told, "{updates:?}");
+}
 
 #[test]
 fn a_message_reaches_every_session_but_the_one_it_came_from() {
@@ -229,11 +237,7 @@ fn a_missing_digest_makes_the_gateway_ask_everything_again() {
     world.out.digest(Some(3));
     world.pass(2);
     assert_eq!(world.metric(|m| &m.digest_gaps), 1);
-    let updates = world.take(slot);
-    assert!(
-        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
-        "{updates:?}"
-    );
+    assert_told_to_sync(&mut world, slot);
     world.sync(slot, &[(room, 1)]);
     world.settle();
     assert_eq!(
@@ -295,11 +299,7 @@ fn a_lost_join_is_found_by_the_next_digest_though_none_is_missing() {
     world.out.digest(None);
     world.pass(2);
     assert_eq!(world.metric(|m| &m.digest_gaps), 0);
-    let updates = world.take(slot);
-    assert!(
-        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
-        "{updates:?}"
-    );
+    assert_told_to_sync(&mut world, slot);
 }
 
 #[test]
@@ -319,11 +319,7 @@ fn a_lost_join_is_found_though_a_later_one_of_the_conversation_came() {
     world.out.digest(None);
     world.pass(2);
     assert_eq!(world.metric(|m| &m.digest_gaps), 0);
-    let updates = world.take(slot);
-    assert!(
-        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
-        "{updates:?}"
-    );
+    assert_told_to_sync(&mut world, slot);
 }
 
 #[test]
@@ -343,11 +339,7 @@ fn a_membership_that_is_over_when_it_is_told_late_is_synced() {
     // A router that takes over tells what it applies again.
     world.out.inbox.extend(late);
     world.settle();
-    let updates = world.take(slot);
-    assert!(
-        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
-        "{updates:?}"
-    );
+    assert_told_to_sync(&mut world, slot);
     world.sync(slot, &[(room, 2)]);
     world.settle();
     assert_eq!(seqs(&world.take(slot), room), [3, 4]);
@@ -371,11 +363,7 @@ fn a_join_that_was_lost_with_its_router_is_found_when_another_takes_over() {
     world.out.took_over(tidings_core::ids::Partition(0));
     world.pass(2);
     assert_eq!(opened(&world), before + 1, "only what differs is opened");
-    let updates = world.take(slot);
-    assert!(
-        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
-        "{updates:?}"
-    );
+    assert_told_to_sync(&mut world, slot);
     world.sync(slot, &[(known, 1)]);
     world.settle();
     assert_eq!(seqs(&world.take(slot), room), [1]);
@@ -396,11 +384,7 @@ fn who_was_a_member_for_a_moment_that_was_lost_is_told() {
     world.out.inbox.clear();
     world.out.digest(None);
     world.pass(2);
-    let updates = world.take(slot);
-    assert!(
-        updates.iter().any(|u| matches!(u, Update::Lagging(_))),
-        "{updates:?}"
-    );
+    assert_told_to_sync(&mut world, slot);
     world.sync(slot, &[(room, 2)]);
     world.settle();
     assert_eq!(seqs(&world.take(slot), room), [3, 4, 5]);
