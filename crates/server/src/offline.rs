@@ -69,22 +69,22 @@ pub fn compact(config: &Config) -> anyhow::Result<Sizes> {
     let _entered = runtime.enter();
     let parts = embedded::parts(config)?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let (thread, routers) = routers::start(
+    let (routing, routers) = routers::start(
         serve::routing_parts(&parts, Default::default()),
         parts.ownership.clone(),
         parts.local.clone(),
         stopped,
-    )?;
+    );
     let began = Instant::now();
     let end = parts.log.end(embedded::PARTITION).offset;
     while routers.settled(embedded::PARTITION) < end {
         if began.elapsed() > DRAIN_MAX || routers.is_broken() {
             bail!("the log's records could not all be stored");
         }
-        std::thread::sleep(Duration::from_millis(20));
+        runtime.block_on(tokio::time::sleep(Duration::from_millis(20)));
     }
     stop.send_replace(true);
-    thread.join().ok().context("routing failed")?;
+    runtime.block_on(routing).context("routing failed")?;
     runtime.block_on(parts.keeper.end(DRAIN_MAX));
     drop(parts);
     let store = embedded::storage(config)?;

@@ -1,14 +1,14 @@
-//! The routing thread: a router for each partition that is this server's, as long as it is.
+//! A router for each partition that is this server's, as long as it is.
+//!
+//! They are tasks of the runtime that the store's and the peers' connections live on: in a cluster a message goes from
+//! router to store and back and on to other servers, and between threads each of these steps was a wake-up, which
+//! costs more than what is done then (decision 0014).
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
-use anyhow::Context;
 use tidings_core::ids::{GatewayId, Partition};
 use tidings_core::in_process::{InProcessPeers, RouterInbox};
 use tidings_core::ports::BoxFuture;
@@ -17,7 +17,7 @@ use tidings_core::ports::ownership::{Change, Ownership};
 use tidings_core::ports::peers::ToRouter;
 use tidings_core::router::Counters;
 use tokio::sync::watch;
-use tokio::task::LocalSet;
+use tokio::task::JoinHandle;
 
 use crate::routing::{self, Gauge, Parts, Requests};
 
@@ -101,30 +101,16 @@ impl Requests for FromPeers {
     }
 }
 
-/// Starts the thread; it ends when `stopped` says so.
-///
-/// # Errors
-/// When there are no threads left.
+/// Begins to route within the current runtime; the task ends when `stopped` says so, once all routers have.
 pub fn start(
     parts: Parts,
     ownership: Arc<dyn Ownership>,
     local: Arc<InProcessPeers>,
     stopped: watch::Receiver<bool>,
-) -> anyhow::Result<(JoinHandle<()>, Arc<Routers>)> {
+) -> (JoinHandle<()>, Arc<Routers>) {
     let routers = Arc::new(Routers::default());
-    let shown = routers.clone();
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("can't start routing")?;
-    let thread = std::thread::Builder::new()
-        .name("router".into())
-        .spawn(move || {
-            let set = LocalSet::new();
-            let all = follow(parts, ownership, local, routers, stopped);
-            runtime.block_on(set.run_until(all));
-        })?;
-    Ok((thread, shown))
+    let task = tokio::spawn(follow(parts, ownership, local, routers.clone(), stopped));
+    (task, routers)
 }
 
 /// Follows the changes of ownership.
@@ -135,7 +121,7 @@ async fn follow(
     routers: Arc<Routers>,
     mut stopped: watch::Receiver<bool>,
 ) {
-    let running: Rc<RefCell<BTreeMap<Partition, Running>>> = Rc::default();
+    let mut running: BTreeMap<Partition, Running> = BTreeMap::new();
     loop {
         let change = tokio::select! {
             change = ownership.next() => change,
@@ -149,36 +135,28 @@ async fn follow(
                 };
                 let (stop, stopping) = watch::channel(false);
                 let (parts, routers) = (parts.clone(), routers.clone());
-                let task = tokio::task::spawn_local(route(
-                    partition,
-                    parts,
-                    FromPeers(inbox),
-                    routers,
-                    stopping,
-                ));
-                running
-                    .borrow_mut()
-                    .insert(partition, Running { stop, task });
+                let task =
+                    tokio::spawn(route(partition, parts, FromPeers(inbox), routers, stopping));
+                running.insert(partition, Running { stop, task });
             }
             Change::Lost(partition) => {
-                let Some(one) = running.borrow_mut().remove(&partition) else {
+                let Some(one) = running.remove(&partition) else {
                     ownership.released(partition);
                     continue;
                 };
                 // Others go on while this one ends.
                 let ownership = ownership.clone();
-                tokio::task::spawn_local(async move {
+                tokio::spawn(async move {
                     one.end().await;
                     ownership.released(partition);
                 });
             }
         }
     }
-    let all = std::mem::take(&mut *running.borrow_mut());
-    for one in all.values() {
+    for one in running.values() {
         one.stop.send_replace(true);
     }
-    for (partition, one) in all {
+    for (partition, one) in running {
         one.end().await;
         ownership.released(partition);
     }
@@ -186,7 +164,7 @@ async fn follow(
 
 struct Running {
     stop: watch::Sender<bool>,
-    task: tokio::task::JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 impl Running {

@@ -1,4 +1,4 @@
-//! The thread that performs a router's effects: log, store and peers around `core::path`.
+//! Performing a router's effects: log, store and peers around `core::path`.
 //!
 //! The router decides and does no I/O; here every effect becomes a call of a port and its
 //! result the router's next input. Calls that answer at once (the embedded store does) never
@@ -54,7 +54,7 @@ const END_AGAIN_AFTER: Duration = Duration::from_millis(200);
 /// How long it may take to store and settle what was read; without it more is applied again.
 const SETTLE_AT_END_MAX: Duration = Duration::from_secs(1);
 
-/// What the routing thread works with.
+/// What routers work with.
 #[derive(Clone)]
 pub struct Parts {
     /// Where records come from.
@@ -75,13 +75,13 @@ pub struct Parts {
     pub config: Config,
 }
 
-/// Messages of gateways, as the routing thread takes them.
+/// Messages of gateways, as a router takes them.
 pub trait Requests: Send {
     /// Waits until there is at least one, then moves all into `into`; dropping it loses nothing.
     fn receive<'a>(&'a mut self, into: &'a mut Vec<(GatewayId, ToRouter)>) -> BoxFuture<'a, ()>;
 }
 
-/// What the routing thread shows of itself.
+/// What a router shows of itself.
 #[derive(Default)]
 pub struct Gauge {
     counters: std::sync::Mutex<Counters>,

@@ -133,11 +133,11 @@ fn rest_sometimes() {
     }
 }
 
-/// Threads of the control runtime: a half of the cores, one to four. Links and drivers of a cluster live there; where
-/// they have a core less than threads, those mostly wake each other.
+/// Threads of the control runtime: a half of the cores, one to eight. Routers, links and drivers live there; where
+/// they have fewer cores than threads, those mostly wake each other.
 fn control_threads() -> usize {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    (cores / 2).clamp(1, 4)
+    (cores / 2).clamp(1, 8)
 }
 
 /// Starts everything, serves until SIGTERM or SIGINT, drains, and ends. Engines that don't answer yet are
@@ -174,7 +174,7 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
         parts.ownership.clone(),
         parts.local.clone(),
         stopped.clone(),
-    )?;
+    );
     runtime.spawn(relay::run(directory.clone(), log.clone(), stopped.clone()));
     let marked = waiting::Ports {
         registry: parts.registry.clone(),
@@ -288,7 +288,7 @@ pub fn run(config: &Config, wait: Duration) -> anyhow::Result<()> {
     }
     let drained = workers.join(deadline - Duration::from_millis(500));
     stop.send_replace(true);
-    let routed = routing.join().is_ok();
+    let routed = runtime.block_on(routing).is_ok();
     let left = deadline
         .saturating_duration_since(Instant::now())
         .max(Duration::from_millis(100));

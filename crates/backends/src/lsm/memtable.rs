@@ -1,6 +1,6 @@
 //! The newest rows, in memory, as they are: what was put since the last freeze.
 //!
-//! One router thread writes, several threads read. Conversations are spread over shards, so that
+//! One router writes, several threads read. Conversations are spread over shards, so that
 //! a reader who copies a page holds up few writes.
 
 use std::collections::{BTreeMap, HashMap};

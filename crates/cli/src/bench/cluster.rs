@@ -226,9 +226,8 @@ fn bare_round(args: &ClusterArgs, rate: u64) -> anyhow::Result<Round> {
 fn part_of(thread: &str) -> &'static str {
     match thread {
         name if name.starts_with("gateway") => "WebSockets",
-        name if name.starts_with("router") => "routing",
         name if name.starts_with("rdk:") || name.starts_with("kafka") => "Kafka",
-        name if name.starts_with("control") => "store and peers",
+        name if name.starts_with("control") => "routing, store and peers",
         _ => "rest",
     }
 }
