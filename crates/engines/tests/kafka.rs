@@ -147,6 +147,39 @@ fn two_readers_far_apart_both_get_on_and_another_server_sees_the_same() {
 }
 
 #[test]
+fn a_partition_that_nobody_read_for_a_while_goes_on_where_a_reader_wants() {
+    if !stack::runs("Kafka", BROKER) {
+        return;
+    }
+    run(async {
+        let own = Own::migrated("rested", 1).await;
+        // What is fetched ahead stays with the client while nobody takes it.
+        let log = own.open().await;
+        let conversation = suite::conversation_in(&log, P, 1);
+        let records = |from: u32| {
+            (from..from + 20)
+                .map(|i| suite::record(conversation, &i.to_string(), 100))
+                .collect()
+        };
+        suite::append(&log, records(0)).await.expect("taken");
+        let from = |offset| Position { epoch: 1, offset };
+        let first = log.read(P, from(0), 1).await.expect("it can be read");
+        assert_eq!(first[0].position, from(0));
+        suite::append(&log, records(20)).await.expect("taken");
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let began = Instant::now();
+        let rest = suite::read_on(&log, P, from(1), 39).await;
+        assert_eq!(rest[38].position, from(39));
+        // A call of the client's that is missed is made up for after a second; a stuck fetch after five.
+        assert!(
+            began.elapsed() < Duration::from_secs(4),
+            "{:?}",
+            began.elapsed()
+        );
+    });
+}
+
+#[test]
 fn what_kafka_does_not_take_is_refused_within_two_seconds_and_nothing_loses_its_order() {
     if !stack::runs("Kafka", BROKER) {
         return;

@@ -36,14 +36,13 @@ use tidings_core::ids::{Partition, Position};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::log::{Append, AppendReport, Log, LogError};
 use tidings_core::record::Committed;
-use tokio::sync::oneshot;
 
 use crate::StartError;
 use append::{Appender, Piece, Target};
 use commits::Commits;
 use context::Context;
 use positions::{Ends, Positions, Question, ask};
-use read::{Ask, Reader, Wait};
+use read::{Ask, ReadError, Reader};
 use start::{Cluster, blocking, of_config};
 
 pub use dead_letters::KafkaDeadLetters;
@@ -71,6 +70,7 @@ pub struct KafkaLog {
     ends: Arc<Ends>,
     commits: Arc<Commits>,
     metrics: Arc<Metrics>,
+    reader: Arc<Reader>,
     asks: Sender<Ask>,
     questions: Sender<Question>,
     /// Questions' client, for [`KafkaLog::check`], which must not wait behind them.
@@ -151,14 +151,14 @@ impl KafkaLog {
             ends: Arc::clone(&ends),
             commits: Arc::clone(&commits),
         };
-        let reader = Reader {
-            consumer: Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?),
-            settings: settings.clone(),
-            ends: Arc::clone(&ends),
-            metrics: Arc::clone(&metrics),
-            questions: questions.clone(),
-            asks: asks.clone(),
-        };
+        let reader = Arc::new(Reader::new(
+            Arc::new(consumer(Context::default()).map_err(|error| wrong(&error))?),
+            &settings,
+            Arc::clone(&ends),
+            Arc::clone(&metrics),
+            asks.clone(),
+        ));
+        let reading = Arc::clone(&reader);
         let named = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let (ending, committed) = channel();
         let committing = Arc::clone(&commits);
@@ -175,7 +175,7 @@ impl KafkaLog {
                 .spawn(move || positions.run(&asked))
                 .map_err(|error| wrong(&error))?,
             named("kafka-read")
-                .spawn(move || reader.run(partitions, &reads))
+                .spawn(move || reading.run(&reads))
                 .map_err(|error| wrong(&error))?,
         ];
         Ok(KafkaLog {
@@ -184,6 +184,7 @@ impl KafkaLog {
             ends,
             commits,
             metrics,
+            reader,
             asks,
             questions,
             probe,
@@ -342,16 +343,23 @@ impl Log for KafkaLog {
             if from.epoch != self.settings.epoch || partition.0 >= self.settings.partitions {
                 return Err(self.gone(partition, from));
             }
-            let down = || LogError::Unavailable("the log was shut down".to_owned());
-            let (answer, answered) = oneshot::channel();
-            let wait = Wait {
-                partition: partition.0,
-                from: from.offset,
-                bytes_max,
-                answer,
-            };
-            self.asks.send(Ask::Read(wait)).map_err(|_| down())?;
-            answered.await.map_err(|_| down())?
+            match self.reader.read(partition.0, from.offset, bytes_max).await {
+                Ok(found) => Ok(found),
+                Err(ReadError::Unavailable(why)) => Err(LogError::Unavailable(why.to_owned())),
+                Err(ReadError::Gone) => {
+                    let bounds = |answer| Question::Bounds(partition.0, answer);
+                    let (first, end) = ask(&self.questions, bounds).await?;
+                    if (first..=end).contains(&from.offset) {
+                        let why = "the position is there again; read once more";
+                        return Err(LogError::Unavailable(why.to_owned()));
+                    }
+                    Err(LogError::Gone {
+                        asked: from,
+                        first: self.at(first),
+                        end: self.at(end),
+                    })
+                }
+            }
         })
     }
 

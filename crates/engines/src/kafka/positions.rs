@@ -16,7 +16,6 @@ use tokio::sync::oneshot;
 
 use super::commits::Commits;
 use super::context::Context;
-use super::read::Wait;
 
 /// How long one question may take.
 pub(super) const QUESTION: Duration = Duration::from_secs(2);
@@ -53,8 +52,8 @@ impl Ends {
 pub(super) enum Question {
     /// The committed position of a partition; asks for its end as well.
     Committed(u32, oneshot::Sender<Result<Position, LogError>>),
-    /// A read whose position Kafka doesn't have: why.
-    Gone(Wait),
+    /// Where a partition begins and ends.
+    Bounds(u32, oneshot::Sender<Result<(u64, u64), LogError>>),
     /// The end.
     Stop,
 }
@@ -177,7 +176,6 @@ impl Positions {
         let mut refreshed = Instant::now();
         loop {
             let mut asked = Vec::new();
-            let mut gone = Vec::new();
             let mut next = match questions.recv_timeout(TICK) {
                 Ok(question) => Some(question),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -187,7 +185,8 @@ impl Positions {
             while let Some(question) = next {
                 match question {
                     Question::Committed(partition, answer) => asked.push((partition, answer)),
-                    Question::Gone(wait) => gone.push(wait),
+                    // Whoever asked may have gone.
+                    Question::Bounds(partition, answer) => _ = answer.send(self.bounds(partition)),
                     Question::Stop => stop = true,
                 }
                 next = questions.try_recv().ok();
@@ -197,9 +196,6 @@ impl Positions {
             }
             if !asked.is_empty() {
                 self.answer(asked);
-            }
-            if !gone.is_empty() {
-                self.explain(gone);
             }
             if refreshed.elapsed() > REFRESH {
                 refreshed = Instant::now();
@@ -254,31 +250,21 @@ impl Positions {
         }
     }
 
-    /// Tells reads what the log holds instead of what they asked for.
-    fn explain(&self, waits: Vec<Wait>) {
-        for wait in waits {
-            let partitions = [wait.partition];
-            let ask = |which| {
-                let found = bounds(&self.consumer, &self.topic, &partitions, which)?;
-                found
-                    .first()
-                    .map(|(_, offset)| *offset)
-                    .ok_or(KafkaError::NoMessageReceived)
-            };
-            let error =
-                match ask(Offset::Beginning).and_then(|first| Ok((first, ask(Offset::End)?))) {
-                    Ok((first, end)) => {
-                        self.ends.seen(wait.partition, end);
-                        wait.gone_or_later(self.epoch, first, end)
-                    }
-                    Err(error) => LogError::Unavailable(format!(
-                        "Kafka has no position {} of {:?} and does not say what it has: {error}",
-                        wait.from,
-                        Partition(wait.partition)
-                    )),
-                };
-            wait.answer(Err(error));
-        }
+    fn bounds(&self, partition: u32) -> Result<(u64, u64), LogError> {
+        let ask = |which| {
+            let found = bounds(&self.consumer, &self.topic, &[partition], which)?;
+            let first = found.first().map(|(_, offset)| *offset);
+            first.ok_or(KafkaError::NoMessageReceived)
+        };
+        let found = ask(Offset::Beginning).and_then(|first| Ok((first, ask(Offset::End)?)));
+        let (first, end) = found.map_err(|error| {
+            LogError::Unavailable(format!(
+                "Kafka does not say where {:?} begins and ends: {error}",
+                Partition(partition)
+            ))
+        })?;
+        self.ends.seen(partition, end);
+        Ok((first, end))
     }
 }
 

@@ -1,4 +1,8 @@
-//! Reading: one thread, a queue of the client's for each partition, and what was read lately.
+//! Reading: a queue of the client's for each partition, and what was read lately.
+//!
+//! Whoever reads takes its records out of the client's queue itself: a thread between the two cost as much as all that a
+//! router does with a record. What has to wait for the client, beginning elsewhere, is left to a thread
+//! ([`Reader::run`]), which also begins anew what is stuck and ends the fetches of a partition that nobody reads.
 //!
 //! Records leave the client's queue only when a read waits for them, so what is fetched ahead is bounded by
 //! the client ([`Settings::read_ahead_bytes`] a partition) and a slow router never holds up another partition.
@@ -6,9 +10,10 @@
 //! close to each other share them. A read from elsewhere makes the reader jump there.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -18,13 +23,12 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
 use rdkafka::{Offset, TopicPartitionList};
 use tidings_core::ids::{Micros, Position};
-use tidings_core::ports::log::LogError;
 use tidings_core::record::Committed;
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
 use super::context::Context;
 use super::metrics::{Metrics, add};
-use super::positions::{Ends, Question};
+use super::positions::Ends;
 use super::settings::Settings;
 
 /// How often the thread looks around without being called.
@@ -35,53 +39,51 @@ const TURN: Duration = Duration::from_millis(100);
 const STUCK: Duration = Duration::from_secs(5);
 /// How long a partition rests that could not be read.
 const REST: Duration = Duration::from_secs(1);
+/// How often those that wait look again without being called.
+const CALL: Duration = Duration::from_secs(1);
+/// How long a partition is fetched that nobody reads: another server has it, or the store is behind.
+const UNREAD_MAX: Duration = Duration::from_secs(2);
 /// The most reads that wait on one partition.
 const WAITS_MAX: usize = 1000;
 
-/// A read that waits.
-pub(super) struct Wait {
-    pub(super) partition: u32,
-    pub(super) from: u64,
-    pub(super) bytes_max: usize,
-    pub(super) answer: oneshot::Sender<Result<Vec<Committed>, LogError>>,
-}
-
-impl Wait {
-    pub(super) fn answer(self, result: Result<Vec<Committed>, LogError>) {
-        // A dropped read loses nothing: the next one finds the records again.
-        _ = self.answer.send(result);
-    }
-
-    /// What to say when Kafka has no such position but these.
-    pub(super) fn gone_or_later(&self, epoch: u32, first: u64, end: u64) -> LogError {
-        if (first..=end).contains(&self.from) {
-            return LogError::Unavailable("the position is there again; read once more".to_owned());
-        }
-        let at = |offset| Position { epoch, offset };
-        LogError::Gone {
-            asked: at(self.from),
-            first: at(first),
-            end: at(end),
-        }
-    }
-}
-
 /// What the thread is asked for.
 pub(super) enum Ask {
-    Read(Wait),
-    /// Something came for a partition.
-    Ready(u32),
+    /// Somebody waits for records of this partition that the client isn't at.
+    Begin(u32),
     Stop,
 }
 
+/// Why a read ended without records.
+pub(super) enum ReadError {
+    /// Kafka doesn't have the position.
+    Gone,
+    /// Try again.
+    Unavailable(&'static str),
+}
+
 pub(super) struct Reader {
-    pub(super) consumer: Arc<BaseConsumer<Context>>,
-    pub(super) settings: Settings,
-    pub(super) ends: Arc<Ends>,
-    pub(super) metrics: Arc<Metrics>,
-    pub(super) questions: Sender<Question>,
-    /// For the queues' calls.
-    pub(super) asks: Sender<Ask>,
+    consumer: Arc<BaseConsumer<Context>>,
+    settings: Settings,
+    ends: Arc<Ends>,
+    metrics: Arc<Metrics>,
+    lanes: Vec<Lane>,
+    asks: Sender<Ask>,
+    closed: AtomicBool,
+}
+
+/// A partition.
+#[derive(Default)]
+struct Lane {
+    state: Mutex<State>,
+    /// Told when there may be something for those who wait.
+    came: Arc<Notify>,
+}
+
+impl Lane {
+    /// A panic while it was locked leaves whole records in it.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
@@ -91,13 +93,26 @@ struct State {
     next: Option<u64>,
     /// When it was begun there, and when something came last.
     since: Option<Instant>,
+    heard: Option<Instant>,
     /// Not begun anew before then.
     rests_until: Option<Instant>,
-    heard: Option<Instant>,
-    called: Arc<AtomicBool>,
+    called: Option<Instant>,
+    /// When somebody read last.
+    read: Option<Instant>,
     recent: VecDeque<Committed>,
     recent_bytes: usize,
-    waits: VecDeque<Wait>,
+    /// Reads that wait: their number, and from where.
+    waits: Vec<(u64, u64)>,
+    last_wait: u64,
+}
+
+/// A read's place among those that wait.
+struct Place<'a>(&'a Lane, u64);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.state().waits.retain(|(number, _)| *number != self.1);
+    }
 }
 
 impl State {
@@ -174,162 +189,112 @@ fn failure_of(error: &KafkaError) -> Option<Failure> {
 }
 
 impl Reader {
-    pub(super) fn run(self, partitions: u32, asks: &Receiver<Ask>) {
-        let mut states: Vec<State> = (0..partitions).map(|_| State::default()).collect();
-        let mut looked = Instant::now();
+    pub(super) fn new(
+        consumer: Arc<BaseConsumer<Context>>,
+        settings: &Settings,
+        ends: Arc<Ends>,
+        metrics: Arc<Metrics>,
+        asks: Sender<Ask>,
+    ) -> Reader {
+        Reader {
+            consumer,
+            settings: settings.clone(),
+            ends,
+            metrics,
+            lanes: (0..settings.partitions).map(|_| Lane::default()).collect(),
+            asks,
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// Records of a partition from that position on, one at least; waits until there are some. Dropping it loses nothing.
+    pub(super) async fn read(
+        &self,
+        partition: u32,
+        from: u64,
+        bytes_max: usize,
+    ) -> Result<Vec<Committed>, ReadError> {
+        let lane = self
+            .lanes
+            .get(partition as usize)
+            .ok_or(ReadError::Unavailable("the log has no such partition"))?;
+        // What is here already is given without waiting, and who reads again and again would keep others from their turn.
+        tokio::task::coop::consume_budget().await;
+        let mut place = None;
         loop {
-            match asks.recv_timeout(TICK) {
-                Ok(Ask::Read(wait)) => {
-                    let (partition, Some(state)) =
-                        (wait.partition, states.get_mut(wait.partition as usize))
-                    else {
-                        continue;
-                    };
-                    state.waits.retain(|wait| !wait.answer.is_closed());
-                    if state.waits.len() >= WAITS_MAX {
-                        wait.answer(Err(LogError::Unavailable("too many reads wait".to_owned())));
-                        continue;
-                    }
-                    state.waits.push_back(wait);
-                    self.serve(partition, state);
-                }
-                Ok(Ask::Ready(partition)) => {
-                    if let Some(state) = states.get_mut(partition as usize) {
-                        state.called.store(false, Ordering::Release);
-                        self.serve(partition, state);
-                    }
-                }
-                Ok(Ask::Stop) | Err(RecvTimeoutError::Disconnected) => break,
-                Err(RecvTimeoutError::Timeout) => {}
+            // Before the look, so that what comes after it isn't missed.
+            let mut came = pin!(lane.came.notified());
+            came.as_mut().enable();
+            if self.closed.load(Ordering::Acquire) {
+                return Err(ReadError::Unavailable("the log was shut down"));
             }
-            if looked.elapsed() >= TICK {
-                looked = Instant::now();
-                self.look_around(&mut states);
-            }
-        }
-        for state in &mut states {
-            for wait in state.waits.drain(..) {
-                wait.answer(Err(LogError::Unavailable(
-                    "the log was shut down".to_owned(),
-                )));
-            }
-        }
-    }
-
-    fn look_around(&self, states: &mut [State]) {
-        // Serves log lines and errors. Records come through the partitions' queues alone.
-        while let Some(event) = self.consumer.poll(Duration::ZERO) {
-            if let Ok(message) = event {
-                let partition = message.partition().unsigned_abs();
-                tracing::warn!(partition, "a record came beside its queue; reading anew");
-                if let Some(state) = states.get_mut(partition as usize) {
-                    state.next = None;
-                }
-            }
-        }
-        for (partition, state) in states.iter_mut().enumerate() {
-            let partition = partition as u32;
-            if state.waits.is_empty() {
-                continue;
-            }
-            let stuck = state.heard.is_some_and(|heard| heard.elapsed() > STUCK)
-                && state
-                    .next
-                    .is_some_and(|next| next < self.ends.get(partition));
-            if stuck {
-                tracing::debug!(partition, "nothing comes; reading anew");
-                state.next = None;
-            }
-            self.serve(partition, state);
-        }
-    }
-
-    /// Answers what can be answered, and sees to it that the rest comes.
-    fn serve(&self, partition: u32, state: &mut State) {
-        state.waits.retain(|wait| !wait.answer.is_closed());
-        let mut kept = VecDeque::new();
-        while let Some(wait) = state.waits.pop_front() {
-            // Takes from the client what the read may have and isn't here.
-            let mut failure = None;
-            if state
-                .next
-                .is_some_and(|next| wait.from == next || state.find(wait.from, 0).is_some())
             {
-                failure = self.take(partition, state, &wait);
+                let mut state = lane.state();
+                state.read = Some(Instant::now());
+                if let Some(found) = self.look(lane, partition, &mut state, from, bytes_max)? {
+                    return Ok(found);
+                }
+                if place.is_none() {
+                    if state.waits.len() >= WAITS_MAX {
+                        return Err(ReadError::Unavailable("too many reads wait"));
+                    }
+                    state.last_wait += 1;
+                    let number = state.last_wait;
+                    state.waits.push((number, from));
+                    place = Some(Place(lane, number));
+                }
+                if state.next != Some(from) {
+                    // The thread is there as long as the log isn't shut down.
+                    _ = self.asks.send(Ask::Begin(partition));
+                }
             }
-            match state.find(wait.from, wait.bytes_max) {
-                Some(found) => wait.answer(Ok(found)),
-                None => kept.push_back(wait),
-            }
-            if let Some(failure) = failure {
-                kept.append(&mut state.waits);
-                state.waits = self.failed(state, kept, failure);
-                return;
-            }
-        }
-        state.trim(self.settings.keep_bytes);
-        state.waits = kept;
-        let Some(other) = state
-            .waits
-            .iter()
-            .position(|wait| Some(wait.from) != state.next)
-        else {
-            return;
-        };
-        let in_turn = state.waits.iter().any(|wait| Some(wait.from) == state.next)
-            && state.since.is_some_and(|since| since.elapsed() < TURN);
-        let rests = state
-            .rests_until
-            .is_some_and(|until| Instant::now() < until);
-        if in_turn || rests {
-            return;
-        }
-        let from = state.waits[other].from;
-        if let Err(error) = self.jump(partition, state, from) {
-            tracing::warn!(%error, partition, from, "reading could not begin; it is tried again");
-            state.next = None;
-            state.rests_until = Some(Instant::now() + REST);
+            came.await;
         }
     }
 
-    /// Begins reading elsewhere. Records fetched for the former position never come: the client drops them.
-    fn jump(&self, partition: u32, state: &mut State, from: u64) -> KafkaResult<()> {
-        add(&self.metrics.jumps, 1);
-        state.forget();
-        state.since = Some(Instant::now());
-        state.heard = state.since;
-        let topic = &self.settings.topic;
-        let mut list = TopicPartitionList::with_capacity(1);
-        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
-        list.add_partition_offset(topic, partition as i32, offset)?;
-        if state.queue.take().is_some() {
-            self.consumer.incremental_unassign(&list)?;
-        }
-        // The queue is split off before anything is fetched, so that nothing goes past it.
-        let mut queue = self
-            .consumer
-            .split_partition_queue(topic, partition as i32)
-            .ok_or(KafkaError::NoMessageReceived)?;
-        let (asks, called) = (self.asks.clone(), Arc::clone(&state.called));
-        queue.set_nonempty_callback(move || {
-            if !called.swap(true, Ordering::AcqRel) {
-                // The thread may have gone already.
-                _ = asks.send(Ask::Ready(partition));
+    /// What is there for a read, taken from the client if need be.
+    fn look(
+        &self,
+        lane: &Lane,
+        partition: u32,
+        state: &mut State,
+        from: u64,
+        bytes_max: usize,
+    ) -> Result<Option<Vec<Committed>>, ReadError> {
+        let is_there = |next: u64| from == next || state.find(from, 0).is_some();
+        if state.next.is_some_and(is_there)
+            && let Some(failure) = self.take(lane, partition, state, from, bytes_max)
+        {
+            let at = state.next.take();
+            match failure {
+                Failure::Gone if at == Some(from) => return Err(ReadError::Gone),
+                // Who waits there hears it when it is begun again.
+                Failure::Gone => {}
+                Failure::Away(why) => {
+                    tracing::warn!(why, "the topic can't be read; it is tried again");
+                    state.rests_until = Some(Instant::now() + REST);
+                }
             }
-        });
-        self.consumer.incremental_assign(&list)?;
-        state.queue = Some(queue);
-        state.next = Some(from);
-        Ok(())
+        }
+        let found = state.find(from, bytes_max);
+        state.trim(self.settings.keep_bytes);
+        Ok(found)
     }
 
     /// Takes records from the client until the read has what it asked for or nothing is left.
-    fn take(&self, partition: u32, state: &mut State, wait: &Wait) -> Option<Failure> {
+    fn take(
+        &self,
+        lane: &Lane,
+        partition: u32,
+        state: &mut State,
+        from: u64,
+        bytes_max: usize,
+    ) -> Option<Failure> {
         let queue = state.queue.take()?;
         let mut failure = None;
-        let mut bytes = state.bytes_from(wait.from);
+        let mut bytes = state.bytes_from(from);
         let mut count = 0;
-        while bytes < wait.bytes_max.max(1) {
+        while bytes < bytes_max.max(1) {
             match queue.poll(Duration::ZERO) {
                 None => break,
                 Some(Ok(message)) => {
@@ -343,7 +308,6 @@ impl Reader {
                     bytes += record.payload.len();
                     count += 1;
                     state.next = Some(offset + 1);
-                    state.heard = Some(Instant::now());
                     add(&self.metrics.read_bytes, record.payload.len() as u64);
                     state.keep(record);
                 }
@@ -357,9 +321,16 @@ impl Reader {
                 }
             }
         }
-        add(&self.metrics.read, count);
-        if let Some(next) = state.next.filter(|_| count > 0) {
-            self.ends.seen(partition, next);
+        if count > 0 {
+            state.heard = Some(Instant::now());
+            add(&self.metrics.read, count);
+            if let Some(next) = state.next {
+                self.ends.seen(partition, next);
+            }
+            // They wait for the client, and this one was quicker.
+            if !state.waits.is_empty() {
+                lane.came.notify_waiters();
+            }
         }
         state.queue = Some(queue);
         failure
@@ -377,32 +348,136 @@ impl Reader {
         })
     }
 
-    /// The client can't go on with the partition: tells those that wait for it, gives back the others.
-    fn failed(&self, state: &mut State, waits: VecDeque<Wait>, failure: Failure) -> VecDeque<Wait> {
-        let at = state.next.take();
-        match failure {
-            Failure::Gone => {
-                let (gone, rest) = waits.into_iter().partition(|wait| Some(wait.from) == at);
-                self.gone(gone);
-                rest
+    /// The thread's work, until it is told to stop.
+    pub(super) fn run(&self, asks: &Receiver<Ask>) {
+        let mut looked = Instant::now();
+        loop {
+            match asks.recv_timeout(TICK) {
+                Ok(Ask::Begin(partition)) => {
+                    if let Some(lane) = self.lanes.get(partition as usize) {
+                        self.begin(partition, lane, &mut lane.state());
+                    }
+                }
+                Ok(Ask::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            Failure::Away(why) => {
-                tracing::warn!(why, "the topic can't be read; it is tried again");
-                state.rests_until = Some(Instant::now() + REST);
-                waits
+            if looked.elapsed() >= TICK {
+                looked = Instant::now();
+                self.look_around();
+            }
+        }
+        self.closed.store(true, Ordering::Release);
+        for lane in &self.lanes {
+            // The client is closed with the last of its queues.
+            lane.state().queue = None;
+            lane.came.notify_waiters();
+        }
+    }
+
+    fn look_around(&self) {
+        // Serves log lines and errors. Records come through the partitions' queues alone.
+        while let Some(event) = self.consumer.poll(Duration::ZERO) {
+            if let Ok(message) = event {
+                let partition = message.partition().unsigned_abs();
+                tracing::warn!(partition, "a record came beside its queue; reading anew");
+                if let Some(lane) = self.lanes.get(partition as usize) {
+                    lane.state().next = None;
+                }
+            }
+        }
+        for (partition, lane) in self.lanes.iter().enumerate() {
+            let (partition, mut state) = (partition as u32, lane.state());
+            if state.waits.is_empty() {
+                self.end_unread(partition, &mut state);
+                continue;
+            }
+            let stuck = state.heard.is_some_and(|heard| heard.elapsed() > STUCK)
+                && state
+                    .next
+                    .is_some_and(|next| next < self.ends.get(partition));
+            if stuck {
+                tracing::debug!(partition, "nothing comes; reading anew");
+                state.next = None;
+            }
+            self.begin(partition, lane, &mut state);
+            // A call of the client's that came while the queue wasn't empty is none.
+            if state.called.is_none_or(|called| called.elapsed() > CALL) {
+                state.called = Some(Instant::now());
+                lane.came.notify_waiters();
             }
         }
     }
 
-    fn gone(&self, waits: VecDeque<Wait>) {
-        for wait in waits {
-            if let Err(unsent) = self.questions.send(Question::Gone(wait))
-                && let Question::Gone(wait) = unsent.0
-            {
-                wait.answer(Err(LogError::Unavailable(
-                    "the log was shut down".to_owned(),
-                )));
-            }
+    /// What nobody reads isn't fetched for long.
+    fn end_unread(&self, partition: u32, state: &mut State) {
+        let is_read = state.read.is_some_and(|read| read.elapsed() < UNREAD_MAX);
+        if state.queue.is_none() || is_read {
+            return;
         }
+        state.next = None;
+        state.queue = None;
+        let list = self.place(partition, 0);
+        if let Err(error) = list.and_then(|list| self.consumer.incremental_unassign(&list)) {
+            tracing::warn!(%error, partition, "what nobody reads is still fetched");
+        }
+    }
+
+    /// Sees to it that the client goes where somebody waits, if it isn't another's turn.
+    fn begin(&self, partition: u32, lane: &Lane, state: &mut State) {
+        let elsewhere = state
+            .waits
+            .iter()
+            .find(|(_, from)| Some(*from) != state.next);
+        let Some(&(_, from)) = elsewhere else {
+            return;
+        };
+        let in_turn = state
+            .waits
+            .iter()
+            .any(|(_, from)| Some(*from) == state.next)
+            && state.since.is_some_and(|since| since.elapsed() < TURN);
+        let rests = state
+            .rests_until
+            .is_some_and(|until| Instant::now() < until);
+        if in_turn || rests {
+            return;
+        }
+        if let Err(error) = self.jump(partition, lane, state, from) {
+            tracing::warn!(%error, partition, from, "reading could not begin; it is tried again");
+            state.next = None;
+            state.rests_until = Some(Instant::now() + REST);
+        }
+    }
+
+    /// Begins reading elsewhere. Records fetched for the former position never come: the client drops them.
+    fn jump(&self, partition: u32, lane: &Lane, state: &mut State, from: u64) -> KafkaResult<()> {
+        add(&self.metrics.jumps, 1);
+        state.forget();
+        state.since = Some(Instant::now());
+        state.heard = state.since;
+        let list = self.place(partition, from)?;
+        if state.queue.take().is_some() {
+            self.consumer.incremental_unassign(&list)?;
+        }
+        // The queue is split off before anything is fetched, so that nothing goes past it.
+        let mut queue = self
+            .consumer
+            .split_partition_queue(&self.settings.topic, partition as i32)
+            .ok_or(KafkaError::NoMessageReceived)?;
+        // The client calls for the first record in an empty queue: what is left of the former position goes first.
+        while queue.poll(Duration::ZERO).is_some() {}
+        let came = Arc::clone(&lane.came);
+        queue.set_nonempty_callback(move || came.notify_waiters());
+        self.consumer.incremental_assign(&list)?;
+        state.queue = Some(queue);
+        state.next = Some(from);
+        Ok(())
+    }
+
+    fn place(&self, partition: u32, from: u64) -> KafkaResult<TopicPartitionList> {
+        let mut list = TopicPartitionList::with_capacity(1);
+        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
+        list.add_partition_offset(&self.settings.topic, partition as i32, offset)?;
+        Ok(list)
     }
 }
