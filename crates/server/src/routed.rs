@@ -206,13 +206,18 @@ impl Routed {
             vec![path::accept(message.conversation, send)],
             Box::new(move |result| _ = report.send(result)),
         );
-        let answer = async {
+        let refused = async {
             match appended.await {
-                Ok(Ok(()) | Err(LogError::Unknown(_))) => {
-                    answered.await.map_err(|_| RoutedError::Unavailable)
-                }
-                Ok(Err(LogError::Full)) => Err(RoutedError::Full),
-                _ => Err(RoutedError::Unavailable),
+                // The answer says more, and often comes first.
+                Ok(Ok(()) | Err(LogError::Unknown(_))) => std::future::pending().await,
+                Ok(Err(LogError::Full)) => RoutedError::Full,
+                _ => RoutedError::Unavailable,
+            }
+        };
+        let answer = async {
+            tokio::select! {
+                answer = answered => answer.map_err(|_| RoutedError::Unavailable),
+                error = refused => Err(error),
             }
         };
         let result = tokio::time::timeout(ANSWER_MAX, answer)

@@ -1,15 +1,17 @@
 //! Appending: one idempotent producer, bounded by bytes, that says within a bound when Kafka takes nothing.
 //!
-//! A record that Kafka doesn't take stays with the producer, in its place, until it is taken or
+//! A record that Kafka doesn't take stays in its place until it is taken or
 //! given up: nothing is ever purged, so nothing can be taken out of order. What ends early is
 //! the wait of whoever appended it ([`Settings::refuse_after_ms`]: not known), and the admission of more:
 //! a partition that has taken nothing for that long while records waited is shut. Once it gave up all of
 //! them, one append is let through as a probe; the first record taken opens it.
+//!
+//! The client is given [`HANDED_MAX`] records of a partition at once; what comes meanwhile is held here and goes together.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::thread::{JoinHandle, Thread};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -23,12 +25,23 @@ use super::context::{LastError, log_line};
 use super::metrics::{Metrics, add};
 use super::settings::Settings;
 
-/// How long the thread waits for reports at most; it looks for calls that are late when they are.
-/// The driver waits for whole milliseconds and spins through what is left of the last one, so the time
-/// is a little more than whole ones: 50 ms cost 2 % of a core at rest.
-const TICK: Duration = Duration::from_micros(200_050);
-/// And at least, so that it doesn't spin.
-const TICK_MIN: Duration = Duration::from_micros(5_050);
+/// How often the thread looks for reports and calls that are late while there are none to be expected.
+const TICK: Duration = Duration::from_millis(100);
+/// And while there are: reports gather that long, since each look costs a wake-up and nobody hurries for them (that a
+/// record is in the log is known by reading it).
+const GATHER: Duration = Duration::from_millis(25);
+/// While records are held the thread waits in the client for reports, and hands on when they come. The client waits for
+/// whole milliseconds and spins through what is left of the last one, so the time is a little more than whole ones.
+const HELD_TICK: Duration = Duration::from_micros(50_050);
+/// So many polls in a row without a report: there are no more now. One that doesn't wait takes one event.
+const QUIET_POLLS: u32 = 8;
+/// How many records of a partition the client has at most before it is given more. It takes its limit of five *requests* of
+/// an idempotent producer's partition for one of records (rd_kafka_toppar_producer_serve of librdkafka 2.12), and while
+/// others wait for that its thread runs in circles: at 1,000 messages a second two thirds of a core on three servers.
+const HANDED_MAX: u32 = 5;
+/// What is handed on at once when all that was handed before is reported: a request's worth.
+const BATCH_RECORDS: usize = 1_000;
+const BATCH_BYTES: usize = 900_000;
 /// How long a shutdown waits for what was appended.
 const FLUSH: Duration = Duration::from_secs(1);
 /// What a record takes beside its payload, about.
@@ -61,6 +74,11 @@ struct Shared {
     /// All calls that may have no report yet, in the order of their beginning.
     waiting: Mutex<VecDeque<Arc<Call>>>,
     queued: AtomicUsize,
+    /// Records that are held in all lanes.
+    held: AtomicUsize,
+    /// Reports, ever.
+    reports: AtomicU64,
+    thread: OnceLock<Thread>,
     began: Instant,
     fatal: AtomicBool,
     closed: AtomicBool,
@@ -80,9 +98,29 @@ struct Lane {
     since: AtomicU64,
     /// The last report was a failure.
     broken: AtomicBool,
+    hands: Mutex<Hands>,
+}
+
+/// Which of a partition's records the client has, and which wait for it to get on.
+#[derive(Default)]
+struct Hands {
+    handed: u32,
+    held: VecDeque<Held>,
+}
+
+/// A record that waits here.
+struct Held {
+    key: u64,
+    payload: Vec<u8>,
+    call: Arc<Call>,
 }
 
 impl Lane {
+    /// Nothing panics while it is locked.
+    fn hands(&self) -> MutexGuard<'_, Hands> {
+        self.hands.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn shut_for(&self, now: u64, limit: u64) -> Option<u64> {
         let since = now.saturating_sub(self.since.load(Ordering::Relaxed));
         (self.waiting.load(Ordering::Relaxed) > 0 && since > limit).then_some(since)
@@ -169,11 +207,12 @@ impl ProducerContext for Reports {
             }
         };
         let payload = message.payload_len() as u64;
-        if let Some(lane) = usize::try_from(message.partition())
-            .ok()
-            .and_then(|partition| self.0.topics[call.topic].lanes.get(partition))
-        {
+        self.0.reports.fetch_add(1, Ordering::Relaxed);
+        let partition = message.partition().unsigned_abs();
+        let lanes = &self.0.topics[call.topic].lanes;
+        if let Some(lane) = lanes.get(partition as usize) {
             lane.leave(self.0.now(), outcome == TAKEN);
+            self.0.reported(call.topic, partition, outcome == TAKEN);
         }
         if outcome == TAKEN {
             add(&self.0.metrics.appended, 1);
@@ -331,34 +370,107 @@ impl Shared {
         for (sent, piece) in pieces.iter().enumerate() {
             let lane = &topic.lanes[piece.partition as usize];
             lane.enter(now);
-            let key = piece.key.to_be_bytes();
-            let record = BaseRecord::with_opaque_to(&topic.name, Arc::clone(&call))
-                .partition(i32::try_from(piece.partition).unwrap_or(i32::MAX))
-                .key(&key)
-                .payload(piece.payload);
-            if let Err((error, _)) = producer.send(record) {
-                // What was sent of the call decides with the rest whether anything may be in the log.
-                lane.leave(now, false);
-                self.last_error.set(&error, &error.to_string());
-                self.finish(&call, records - sent as u32, REFUSED);
-                return;
+            let mut hands = lane.hands();
+            if hands.handed >= HANDED_MAX || !hands.held.is_empty() {
+                hands.held.push_back(Held {
+                    key: piece.key,
+                    payload: piece.payload.to_vec(),
+                    call: Arc::clone(&call),
+                });
+                let is_first = self.held.fetch_add(1, Ordering::Relaxed) == 0;
+                if let Some(thread) = self.thread.get().filter(|_| is_first) {
+                    thread.unpark();
+                }
+                continue;
+            }
+            let handed = hand(
+                producer,
+                topic,
+                piece.partition,
+                piece.key,
+                piece.payload,
+                &call,
+            );
+            match handed {
+                Ok(()) => hands.handed += 1,
+                Err(error) => {
+                    drop(hands);
+                    // What was sent of the call decides with the rest whether anything may be in the log.
+                    lane.leave(now, false);
+                    self.last_error.set(&error, &error.to_string());
+                    self.finish(&call, records - sent as u32, REFUSED);
+                    return;
+                }
             }
         }
     }
 
-    /// Reports what waits for too long, forgets what was reported; how long until it has to look again.
-    fn look(&self) -> Duration {
+    /// The client has one record less of a partition; when it has none, those that are held have their turn. What
+    /// is held behind a record that wasn't taken is refused: it must not get in without that one.
+    fn reported(&self, topic: usize, partition: u32, taken: bool) {
+        let lane = &self.topics[topic].lanes[partition as usize];
+        let mut hands = lane.hands();
+        hands.handed = hands.handed.saturating_sub(1);
+        if hands.held.is_empty() {
+            return;
+        }
+        if !taken {
+            return self.refuse_held(lane, hands);
+        }
+        if hands.handed > 0 {
+            return;
+        }
+        let producer = self.producer.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(producer) = &*producer else {
+            return self.refuse_held(lane, hands);
+        };
+        let (mut records, mut bytes) = (0, 0);
+        while let Some(next) = hands.held.front() {
+            bytes += next.payload.len();
+            if records == BATCH_RECORDS || (records > 0 && bytes > BATCH_BYTES) {
+                return;
+            }
+            let handed = hand(
+                producer,
+                &self.topics[topic],
+                partition,
+                next.key,
+                &next.payload,
+                &next.call,
+            );
+            if let Err(error) = handed {
+                self.last_error.set(&error, &error.to_string());
+                return self.refuse_held(lane, hands);
+            }
+            hands.held.pop_front();
+            self.held.fetch_sub(1, Ordering::Relaxed);
+            hands.handed += 1;
+            records += 1;
+        }
+    }
+
+    fn refuse_held(&self, lane: &Lane, mut hands: MutexGuard<'_, Hands>) {
+        let held = std::mem::take(&mut hands.held);
+        drop(hands);
+        self.held.fetch_sub(held.len(), Ordering::Relaxed);
+        for record in held {
+            lane.leave(self.now(), false);
+            self.finish(&record.call, 1, REFUSED);
+        }
+    }
+
+    /// Reports what waits for too long, forgets what was reported; whether something waits.
+    fn look(&self) -> bool {
         let limit = Duration::from_millis(self.settings.refuse_after_ms.into());
         loop {
             let late = {
                 let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
                 let Some(first) = waiting.front() else {
-                    return TICK;
+                    return false;
                 };
                 let done = first.left.load(Ordering::Acquire) == 0;
-                let left = limit.saturating_sub(first.began.elapsed());
-                if !done && !left.is_zero() {
-                    return left.clamp(TICK_MIN, TICK);
+                if !done && first.began.elapsed() < limit {
+                    return true;
                 }
                 waiting.pop_front().filter(|_| !done)
             };
@@ -382,21 +494,54 @@ impl Shared {
                 let old = place.replace(producer);
                 drop(place);
                 drop(old);
+                // It reports what it had when it goes; if not all, nothing waits for the rest.
+                for lane in self.topics.iter().flat_map(|topic| &topic.lanes) {
+                    let mut hands = lane.hands();
+                    hands.handed = 0;
+                    self.refuse_held(lane, hands);
+                }
             }
             Err(error) => tracing::error!(%error, "no other producer could be made"),
         }
     }
 
+    /// Takes the reports that are there, or those that come within a while if records wait for them.
+    fn poll(&self, held: bool) {
+        let producer = self.producer.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(producer) = &*producer else {
+            return;
+        };
+        if held {
+            return producer.poll(HELD_TICK);
+        }
+        let mut quiet = 0;
+        while quiet < QUIET_POLLS {
+            let before = self.reports.load(Ordering::Relaxed);
+            producer.poll(Duration::ZERO);
+            quiet = match self.reports.load(Ordering::Relaxed) == before {
+                true => quiet + 1,
+                false => 0,
+            };
+        }
+    }
+
     fn run(self: &Arc<Shared>) {
-        let mut wait = TICK;
+        _ = self.thread.set(std::thread::current());
+        let is_held = || self.held.load(Ordering::Relaxed) > 0;
         while !self.closed.load(Ordering::Relaxed) {
-            if let Some(producer) = &*self.producer.read().unwrap_or_else(PoisonError::into_inner) {
-                producer.poll(wait);
-            }
-            wait = self.look();
+            let held = is_held();
+            self.poll(held);
+            let is_waiting = self.look();
             if self.fatal.load(Ordering::Relaxed) {
                 self.replace();
             }
+            if !held {
+                std::thread::park_timeout(if is_waiting { GATHER } else { TICK });
+            }
+        }
+        let until = Instant::now() + FLUSH;
+        while is_held() && Instant::now() < until {
+            self.poll(true);
         }
         let producer = self
             .producer
@@ -411,6 +556,23 @@ impl Shared {
         // Dropped with the producer, what is left was reported as not known; a report made late is none.
         self.look();
     }
+}
+
+/// Gives the client a record.
+fn hand(
+    producer: &BaseProducer<Reports>,
+    topic: &Topic,
+    partition: u32,
+    key: u64,
+    payload: &[u8],
+    call: &Arc<Call>,
+) -> KafkaResult<()> {
+    let key = key.to_be_bytes();
+    let record = BaseRecord::with_opaque_to(&topic.name, Arc::clone(call))
+        .partition(i32::try_from(partition).unwrap_or(i32::MAX))
+        .key(&key)
+        .payload(payload);
+    producer.send(record).map_err(|(error, _)| error)
 }
 
 impl Appender {
@@ -433,6 +595,9 @@ impl Appender {
             producer: RwLock::new(None),
             waiting: Mutex::default(),
             queued: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
+            reports: AtomicU64::new(0),
+            thread: OnceLock::new(),
             began: Instant::now(),
             fatal: AtomicBool::new(false),
             closed: AtomicBool::new(false),
