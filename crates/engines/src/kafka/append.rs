@@ -208,7 +208,8 @@ impl ProducerContext for Reports {
         };
         let payload = message.payload_len() as u64;
         self.0.reports.fetch_add(1, Ordering::Relaxed);
-        let partition = message.partition().unsigned_abs();
+        // One that never had a partition is in no lane.
+        let partition = u32::try_from(message.partition()).unwrap_or(u32::MAX);
         let lanes = &self.0.topics[call.topic].lanes;
         if let Some(lane) = lanes.get(partition as usize) {
             lane.leave(self.0.now(), outcome == TAKEN);
