@@ -384,15 +384,7 @@ impl Shared {
                 }
                 continue;
             }
-            let handed = hand(
-                producer,
-                topic,
-                piece.partition,
-                piece.key,
-                piece.payload,
-                &call,
-            );
-            match handed {
+            match hand(producer, topic, piece, &call) {
                 Ok(()) => hands.handed += 1,
                 Err(error) => {
                     drop(hands);
@@ -431,15 +423,12 @@ impl Shared {
             if records == BATCH_RECORDS || (records > 0 && bytes > BATCH_BYTES) {
                 return;
             }
-            let handed = hand(
-                producer,
-                &self.topics[topic],
+            let piece = Piece {
                 partition,
-                next.key,
-                &next.payload,
-                &next.call,
-            );
-            if let Err(error) = handed {
+                key: next.key,
+                payload: &next.payload,
+            };
+            if let Err(error) = hand(producer, &self.topics[topic], &piece, &next.call) {
                 self.last_error.set(&error, &error.to_string());
                 return self.refuse_held(lane, hands);
             }
@@ -563,16 +552,14 @@ impl Shared {
 fn hand(
     producer: &BaseProducer<Reports>,
     topic: &Topic,
-    partition: u32,
-    key: u64,
-    payload: &[u8],
+    piece: &Piece<'_>,
     call: &Arc<Call>,
 ) -> KafkaResult<()> {
-    let key = key.to_be_bytes();
+    let key = piece.key.to_be_bytes();
     let record = BaseRecord::with_opaque_to(&topic.name, Arc::clone(call))
-        .partition(i32::try_from(partition).unwrap_or(i32::MAX))
+        .partition(i32::try_from(piece.partition).unwrap_or(i32::MAX))
         .key(&key)
-        .payload(payload);
+        .payload(piece.payload);
     producer.send(record).map_err(|(error, _)| error)
 }
 
