@@ -186,7 +186,8 @@ impl Heard {
             mut frames,
             mut out,
         } = connection;
-        let mut beat = interval(shared.times.ping);
+        // Half as long again as pings take to come: an answer to one says the same as a beat.
+        let mut beat = interval(shared.times.ping * 3 / 2);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = Instant::now();
         loop {
@@ -197,6 +198,7 @@ impl Heard {
                     last = Instant::now();
                     if let Some(pong) = self.frame(&frame, shared)? {
                         say(&mut out, &pong, shared).await?;
+                        beat.reset();
                     }
                 }
                 // That a link is alive is told apart from what goes over it, whose way may be jammed.

@@ -1,6 +1,7 @@
 //! How a connection comes about, and what is said when it doesn't.
 
 use std::fs;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -13,6 +14,7 @@ use redis::{
     Value,
 };
 
+use super::link::lock;
 use super::settings::{Mode, Settings, host_and_port};
 use crate::StartError;
 
@@ -66,6 +68,8 @@ pub(super) struct Connected {
 pub(super) struct Connector {
     settings: Settings,
     ca: Option<Vec<u8>>,
+    /// To the Sentinels, kept from one question to the next; the locks are held for a look only.
+    sentinels: Vec<Mutex<Option<MultiplexedConnection>>>,
 }
 
 impl Connector {
@@ -86,6 +90,7 @@ impl Connector {
         Ok(Connector {
             settings: settings.clone(),
             ca,
+            sentinels: settings.nodes.iter().map(|_| Mutex::default()).collect(),
         })
     }
 
@@ -166,7 +171,8 @@ impl Connector {
     /// Who the primary is, by the Sentinel that has seen the latest failover. Always asked anew: an old
     /// primary that comes back says of itself that it is one until a Sentinel corrects it.
     pub async fn primary(&self) -> Result<String, StartError> {
-        let answers = join_all(self.settings.nodes.iter().map(|node| self.ask(node))).await;
+        let sentinels = self.settings.nodes.iter().zip(&self.sentinels);
+        let answers = join_all(sentinels.map(|(node, kept)| self.ask(node, kept))).await;
         let mut latest: Option<(u64, String)> = None;
         let (mut unknown, mut trouble) = (false, None);
         for answer in answers {
@@ -198,12 +204,23 @@ impl Connector {
     }
 
     /// One Sentinel's word: epoch and address; `None`: it doesn't know the service.
-    async fn ask(&self, node: &str) -> Result<Option<(u64, String)>, StartError> {
+    async fn ask(
+        &self,
+        node: &str,
+        kept: &Mutex<Option<MultiplexedConnection>>,
+    ) -> Result<Option<(u64, String)>, StartError> {
         let client = self.client(node, true)?;
+        // Put back when it has answered: one that doesn't isn't used again.
+        let known = lock(kept).take();
         let work = async {
-            let mut conn = client
-                .get_multiplexed_async_connection_with_config(&self.config())
-                .await?;
+            let mut conn = match known {
+                Some(conn) => conn,
+                None => {
+                    client
+                        .get_multiplexed_async_connection_with_config(&self.config())
+                        .await?
+                }
+            };
             let service = &self.settings.service;
             let address: Option<(String, String)> = redis::cmd("SENTINEL")
                 .arg("GET-MASTER-ADDR-BY-NAME")
@@ -228,6 +245,7 @@ impl Connector {
             } else {
                 host
             };
+            *lock(kept) = Some(conn);
             RedisResult::Ok(Some((epoch, format!("{host}:{port}"))))
         };
         match tokio::time::timeout(self.settings.connect_timeout(), work).await {

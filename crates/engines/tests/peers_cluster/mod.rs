@@ -1,9 +1,9 @@
 //! Servers of a cluster in one process, with certificates of their own.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use rcgen::{
@@ -41,7 +41,11 @@ impl Authority {
 
     /// Settings of a server with a certificate for the loopback addresses.
     pub fn settings(&self, listen: SocketAddr, servers: &[SocketAddr]) -> Settings {
-        let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
+        let names = [
+            "localhost".to_owned(),
+            "127.0.0.1".to_owned(),
+            listen.ip().to_string(),
+        ];
         let mut params = CertificateParams::new(names).expect("names");
         params.extended_key_usages = vec![
             ExtendedKeyUsagePurpose::ServerAuth,
@@ -74,7 +78,16 @@ impl Authority {
 
 /// Addresses that were free a moment ago.
 pub fn addresses<const N: usize>() -> [SocketAddr; N] {
-    let held = [(); N].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
+    static CALLS: AtomicU8 = AtomicU8::new(1);
+    // On an address of its own: ports of 127.0.0.1 are taken by any connection that is made meanwhile.
+    let [.., high, low] = std::process::id().to_be_bytes();
+    let host = Ipv4Addr::new(
+        127,
+        64 | high % 64,
+        low,
+        CALLS.fetch_add(1, Ordering::Relaxed),
+    );
+    let held = [(); N].map(|()| TcpListener::bind((host, 0)).expect("a port"));
     held.each_ref()
         .map(|listener| listener.local_addr().expect("an address"))
 }
