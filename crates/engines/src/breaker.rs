@@ -153,6 +153,18 @@ impl Breaker {
         Err(IsOpen)
     }
 
+    /// One of several requests of a call that was let through: counted like a call, and not refused. What they say counts,
+    /// and not how the call ends ([`Pass::done`]): else a call whose first request is the probe would fail by its
+    /// second, and the probe with it, for good.
+    pub fn part(&self) -> Pass<'_> {
+        Pass {
+            breaker: self,
+            begun: Instant::now(),
+            is_probe: false,
+            is_open: true,
+        }
+    }
+
     /// Opens it now, whatever the calls said.
     pub fn trip(&self) {
         for _ in 0..FAILURES_MAX {
@@ -179,6 +191,11 @@ pub struct Pass<'a> {
 }
 
 impl Pass<'_> {
+    /// The call is over; how it went its requests have said ([`Breaker::part`]).
+    pub fn done(mut self) {
+        self.is_open = false;
+    }
+
     /// The engine answered (`good`, also when the answer is a no), or it failed.
     pub fn end(mut self, good: bool) {
         self.is_open = false;
@@ -258,6 +275,24 @@ mod tests {
         drop(wait_until_it_may_be_asked(&breaker));
         wait_until_it_may_be_asked(&breaker).end(true);
         assert_eq!(breaker.metrics.state(), State::Closed);
+    }
+
+    #[test]
+    fn a_call_of_several_requests_is_a_probe_as_a_whole() {
+        let breaker = breaker(60_000);
+        breaker.trip();
+        let call = wait_until_it_may_be_asked(&breaker);
+        let requests = [breaker.part(), breaker.part()];
+        assert!(breaker.enter().is_err(), "another call");
+        for (request, good) in requests.into_iter().zip([true, false]) {
+            request.end(good);
+        }
+        call.done();
+        assert_eq!(breaker.metrics.state(), State::Closed);
+        for _ in 0..FAILURES_MAX {
+            breaker.part().end(false);
+        }
+        assert!(breaker.enter().is_err());
     }
 
     #[test]

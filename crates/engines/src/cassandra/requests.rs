@@ -89,7 +89,8 @@ impl Client {
         &self,
         call: impl Future<Output = StoreResult<T>>,
     ) -> StoreResult<T> {
-        self.bounded(&self.metrics.reads, call).await
+        self.bounded(&self.metrics.reads, &self.breakers.reads, call)
+            .await
     }
 
     /// A call that writes ends in time.
@@ -97,16 +98,21 @@ impl Client {
         &self,
         call: impl Future<Output = StoreResult<T>>,
     ) -> StoreResult<T> {
-        self.bounded(&self.metrics.writes, call).await
+        self.bounded(&self.metrics.writes, &self.breakers.writes, call)
+            .await
     }
 
     async fn bounded<T>(
         &self,
         requests: &Requests,
+        breaker: &Breaker,
         call: impl Future<Output = StoreResult<T>>,
     ) -> StoreResult<T> {
+        let pass = breaker
+            .enter()
+            .map_err(|open| StoreError::Unavailable(open.to_string()))?;
         let deadline = self.settings.deadline();
-        match tokio::time::timeout(deadline, call).await {
+        let result = match tokio::time::timeout(deadline, call).await {
             Ok(result) => result,
             Err(_) => {
                 count(&requests.errors);
@@ -116,7 +122,9 @@ impl Client {
                     deadline.as_millis()
                 )))
             }
-        }
+        };
+        pass.done();
+        result
     }
 
     /// Runs a SELECT.
@@ -159,9 +167,7 @@ impl Client {
         (requests, breaker): (&Requests, &Breaker),
         request: impl Future<Output = Result<QueryResult, ExecutionError>>,
     ) -> StoreResult<QueryResult> {
-        let pass = breaker
-            .enter()
-            .map_err(|open| StoreError::Unavailable(open.to_string()))?;
+        let pass = breaker.part();
         let _permit = self
             .permits
             .acquire()

@@ -1,10 +1,13 @@
 //! Calls of the store that fail: the scenarios that the simulation's model shows as well.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidings_core::conformance::faults::{Subject, Way, store as scenarios};
+use tidings_core::ids::{ConversationId, Partition, Position};
 use tidings_core::ports::BoxFuture;
 use tidings_core::ports::store::Store;
+use tidings_core::rows::EventRow;
+use tidings_engines::breaker::State;
 use tidings_engines::cassandra::{CassandraStore, Settings};
 
 use super::open;
@@ -83,5 +86,36 @@ fn calls_that_fail_do_what_the_simulation_says() {
             scenarios::ONE_AWAY
                 .check(scenarios::what_was_written_is_seen_with_one_node_away(&behind, run).await);
         }
+    });
+}
+
+/// Once an outage has opened the breaker, one call a second looks whether the store is back. A router's calls have rows of
+/// many conversations, so many requests: none of them may be refused for another of the same call being the probe.
+#[test]
+fn after_an_outage_a_call_of_many_requests_goes_through() {
+    const CONVERSATIONS: u64 = 40;
+    with_keyspace(|settings| async move {
+        let behind = Behind::new(&settings).await;
+        let position = Position {
+            epoch: 1,
+            offset: 1,
+        };
+        let rows: Vec<EventRow> = (1..=CONVERSATIONS)
+            .map(|id| EventRow::empty(ConversationId(id), 1, position, 1, 0))
+            .collect();
+        let put = || behind.here.put_events(Partition(0), rows.clone());
+        put().await.expect("all is well");
+        let writes = behind.here.breakers()[1].clone();
+        behind.set(Way::Held);
+        while writes.state() == State::Closed {
+            put().await.expect_err("nobody answers");
+        }
+        behind.set(Way::Open);
+        let until = Instant::now() + Duration::from_secs(20);
+        while put().await.is_err() {
+            assert!(Instant::now() < until, "it never goes through again");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!(writes.state(), State::Closed);
     });
 }
