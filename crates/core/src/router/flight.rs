@@ -1,15 +1,17 @@
 //! Flights: event rows on their way to the store, and what follows when they are there.
 //!
-//! A flight is what one call of `Router::records` accepted, at most [`FLIGHT_ROWS_MAX`] rows. In order of their launch:
+//! A flight is what one call of `Router::records` accepted, at most [`FLIGHT_ROWS_MAX`] rows of [`FLIGHT_REQUESTS_MAX`]
+//! conversations. In order of their launch:
 //!
 //! ```text
 //! launched ─▶ asked ─ events confirmed ──▶ fanned out ─ all earlier confirmed ─▶ state written ─▶ landed
 //!         └─ 500 ms, no answer ──────────▶ fanned out, still flying
 //! ```
 //!
-//! So many rows are asked of the store at a time as it answers within [`WANTED`] ([`Window`]). What is accepted meanwhile
+//! So much is asked of the store at a time as it answers within [`WANTED`] ([`Window`]). What is accepted meanwhile
 //! goes together in the next flight, so a slow store gets fewer and larger writes, never more than it answers in time:
-//! a write that takes longer than its deadline would be asked again, and all of it for nothing.
+//! a write that takes longer than its deadline would be asked again, and all of it for nothing. What a write costs is
+//! counted by its conversations: a store takes rows of one together.
 //!
 //! Rows of state are the same few rows again and again, so those of many flights are written
 //! at once, the last of each key, every `commit_every`.
@@ -40,6 +42,8 @@ struct Flight {
     /// The lowest position in it.
     low: Position,
     cargo: Vec<Cargo>,
+    /// Whose events they are: about as many requests the store makes of it.
+    conversations: HashSet<ConversationId>,
     state: Vec<StateRow>,
     bytes: usize,
     launched: Micros,
@@ -77,8 +81,11 @@ const LOOK_AHEAD: usize = 32;
 /// what other places keep of it.
 const ROW_BYTES: usize = 1024;
 
-/// Rows in one flight: a call of the store that ends well before its deadline though each is of another conversation.
-const FLIGHT_ROWS_MAX: usize = 256;
+/// Conversations in one flight: a call of the store that ends well before its deadline.
+const FLIGHT_REQUESTS_MAX: usize = 512;
+
+/// Rows in one flight: eight of each conversation, so that a backlog goes in few large requests.
+const FLIGHT_ROWS_MAX: usize = 8 * FLIGHT_REQUESTS_MAX;
 
 /// With so many rows of state a write takes those of no further flight.
 const STATE_ROWS_MAX: usize = 2_000;
@@ -89,17 +96,20 @@ const WANTED: Micros = 250_000;
 /// After a refusal a flight waits so long, or until the answer is overdue.
 const REFUSED_WAITS: Micros = 1_000_000;
 
-/// How many rows may be on their way to the store: grows by what was answered quickly, shrinks by half of what
+/// How many requests may be on their way to the store: grows by what was answered quickly, shrinks by half of what
 /// wasn't, so it settles where the store answers in [`WANTED`] to twice that.
 #[derive(Debug)]
 struct Window {
-    rows: usize,
+    requests: usize,
     out: usize,
 }
 
 impl Default for Window {
     fn default() -> Window {
-        Window { rows: 512, out: 0 }
+        Window {
+            requests: 512,
+            out: 0,
+        }
     }
 }
 
@@ -107,21 +117,21 @@ impl Window {
     const LEAST: usize = 64;
     const MOST: usize = 16_384;
 
-    fn fits(&self, rows: usize) -> bool {
-        self.out == 0 || self.out + rows <= self.rows
+    fn fits(&self, requests: usize) -> bool {
+        self.out == 0 || self.out + requests <= self.requests
     }
 
-    fn answered(&mut self, rows: usize, took: Micros) {
-        self.out = self.out.saturating_sub(rows);
+    fn answered(&mut self, requests: usize, took: Micros) {
+        self.out = self.out.saturating_sub(requests);
         if took <= WANTED {
-            self.rows = (self.rows + rows).min(Window::MOST);
+            self.requests = (self.requests + requests).min(Window::MOST);
         } else if took > 2 * WANTED {
-            self.shrink(rows / 2);
+            self.shrink(requests / 2);
         }
     }
 
     fn shrink(&mut self, by: usize) {
-        self.rows = self.rows.saturating_sub(by).max(Window::LEAST);
+        self.requests = self.requests.saturating_sub(by).max(Window::LEAST);
     }
 }
 
@@ -135,13 +145,16 @@ impl Flights {
         except: SessionId,
         taken: Micros,
     ) {
-        let has_room = |flight: &Flight| flight.cargo.len() < FLIGHT_ROWS_MAX;
+        let has_room = |flight: &Flight| {
+            flight.cargo.len() < FLIGHT_ROWS_MAX && flight.conversations.len() < FLIGHT_REQUESTS_MAX
+        };
         if !self.gathering.back().is_some_and(has_room) {
             self.last += 1;
             self.gathering.push_back(Flight {
                 number: self.last,
                 low: position,
                 cargo: Vec::new(),
+                conversations: HashSet::new(),
                 state: Vec::new(),
                 bytes: 0,
                 launched: 0,
@@ -159,6 +172,7 @@ impl Flights {
         flight.bytes += bytes;
         self.bytes += bytes;
         flight.state.extend(state);
+        flight.conversations.insert(row.conversation);
         flight.cargo.push(Cargo { row, except, taken });
     }
 
@@ -170,29 +184,29 @@ impl Flights {
     /// Closes what was gathered: behind what the store is still to be asked for, or as flights of their own.
     pub fn launch(&mut self, now: Micros) {
         for mut flight in self.gathering.drain(..) {
-            if let Some(last) = self.flying.back_mut()
-                && last.asked.is_none()
-                && !last.fanned_out
-                && last.cargo.len() + flight.cargo.len() <= FLIGHT_ROWS_MAX
-            {
-                last.low = last.low.min(flight.low);
-                last.bytes += flight.bytes;
-                last.cargo.append(&mut flight.cargo);
-                last.state.append(&mut flight.state);
-            } else {
-                flight.launched = now;
-                self.flying.push_back(flight);
+            flight.launched = now;
+            match self.flying.back_mut().filter(|last| last.takes(&flight)) {
+                Some(last) => last.take(flight),
+                None => self.flying.push_back(flight),
             }
         }
     }
 
-    /// The next flight whose event rows the store is to write, if it answers what it was asked.
+    /// The next flight whose event rows the store is to write, if it answers what it was asked. It takes along those behind
+    /// it: while the store was slow they were fanned out, each for itself.
     pub fn next_to_ask(&mut self, now: Micros) -> Option<(u64, Vec<EventRow>)> {
-        let flight = self.flying.iter_mut().find(|f| f.asked.is_none())?;
-        if !self.window.fits(flight.cargo.len()) {
+        let at = self.flying.iter().position(|f| f.asked.is_none())?;
+        while let Some(next) = self.flying.get(at + 1)
+            && self.flying[at].takes(next)
+            && let Some(next) = self.flying.remove(at + 1)
+        {
+            self.flying[at].take(next);
+        }
+        let flight = &mut self.flying[at];
+        if !self.window.fits(flight.conversations.len()) {
             return None;
         }
-        self.window.out += flight.cargo.len();
+        self.window.out += flight.conversations.len();
         flight.asked = Some(now);
         Some((flight.number, flight.rows()))
     }
@@ -223,10 +237,10 @@ impl Flights {
         if ok {
             flight.confirmed = true;
             let took = flight.asked.map_or(0, |at| now.saturating_sub(at));
-            self.window.answered(flight.cargo.len(), took);
+            self.window.answered(flight.conversations.len(), took);
         } else {
             flight.refused = Some(now);
-            self.window.shrink(flight.cargo.len() / 2);
+            self.window.shrink(flight.conversations.len() / 2);
         }
     }
 
@@ -239,12 +253,11 @@ impl Flights {
         let mut held_up = HashSet::<ConversationId>::new();
         let waiting = self.flying.iter_mut().filter(|f| !f.fanned_out);
         for flight in waiting.take(LOOK_AHEAD) {
-            let mut conversations = flight.cargo.iter().map(|c| c.row.conversation);
-            if (flight.confirmed || slow) && !conversations.any(|id| held_up.contains(&id)) {
+            if (flight.confirmed || slow) && flight.conversations.is_disjoint(&held_up) {
                 flight.fanned_out = true;
                 return Some(flight.cargo.clone());
             }
-            held_up.extend(flight.cargo.iter().map(|c| c.row.conversation));
+            held_up.extend(&flight.conversations);
         }
         None
     }
@@ -333,6 +346,24 @@ impl Flights {
 }
 
 impl Flight {
+    /// Whether the one behind it may go with it.
+    fn takes(&self, next: &Flight) -> bool {
+        let new = next.conversations.difference(&self.conversations).count();
+        self.asked.is_none()
+            && next.asked.is_none()
+            && self.fanned_out == next.fanned_out
+            && self.cargo.len() + next.cargo.len() <= FLIGHT_ROWS_MAX
+            && self.conversations.len() + new <= FLIGHT_REQUESTS_MAX
+    }
+
+    fn take(&mut self, mut next: Flight) {
+        self.low = self.low.min(next.low);
+        self.bytes += next.bytes;
+        self.cargo.append(&mut next.cargo);
+        self.conversations.extend(next.conversations);
+        self.state.append(&mut next.state);
+    }
+
     fn rows(&self) -> Vec<EventRow> {
         self.cargo.iter().map(|c| (*c.row).clone()).collect()
     }
@@ -416,22 +447,19 @@ mod tests {
     #[test]
     fn a_store_is_asked_for_what_it_answers_in_time() {
         let mut flights = Flights::default();
-        let mut asked = Vec::new();
+        let mut asked = 0;
         for offset in 0..2_000 {
-            asked.extend((launched(&mut flights, offset, 0) > 0).then_some(()));
+            let number = launched_in(&mut flights, ConversationId(offset), offset, 0);
+            asked += u32::from(number > 0);
         }
-        assert_eq!(asked.len(), 512, "one row each until the window is full");
+        assert_eq!(asked, 512, "one row each until the window is full");
         let held = |flights: &Flights| {
-            flights
-                .flying
-                .iter()
-                .filter(|f| f.asked.is_none())
-                .map(|f| f.cargo.len())
-                .collect::<Vec<_>>()
+            let waiting = flights.flying.iter().filter(|f| f.asked.is_none());
+            waiting.map(|f| f.cargo.len()).collect::<Vec<_>>()
         };
-        assert_eq!(held(&flights).iter().sum::<usize>(), 2_000 - 512);
-        assert!(
-            held(&flights)[0] == FLIGHT_ROWS_MAX,
+        assert_eq!(
+            held(&flights),
+            [512, 512, 2_000 - 3 * 512],
             "what waits goes together"
         );
 
@@ -439,16 +467,16 @@ mod tests {
         for number in 1..=512 {
             flights.events_stored(number, true, WANTED);
         }
-        assert_eq!(flights.window.rows, 1_024);
+        assert_eq!(flights.window.requests, 1_024);
         let mut next = Vec::new();
         while let Some((number, _)) = flights.next_to_ask(WANTED) {
             next.push(number);
         }
-        assert_eq!(next.len(), 4);
+        assert_eq!(next.len(), 2);
         flights.events_stored(next[0], true, 4 * WANTED);
-        assert_eq!(flights.window.rows, 1_024 - FLIGHT_ROWS_MAX / 2);
+        assert_eq!(flights.window.requests, 1_024 - 512 / 2);
         flights.events_stored(next[1], false, 4 * WANTED);
-        assert_eq!(flights.window.rows, 1_024 - FLIGHT_ROWS_MAX);
+        assert_eq!(flights.window.requests, 512);
         assert_eq!(
             flights
                 .overdue(4 * WANTED + REFUSED_WAITS, Micros::MAX)
@@ -456,6 +484,37 @@ mod tests {
             1,
             "the refused one"
         );
+    }
+
+    #[test]
+    fn rows_of_a_conversation_that_wait_go_together_whatever_lies_between_them() {
+        let mut flights = Flights::default();
+        let first = (0..512).map(ConversationId);
+        for (offset, conversation) in (0..).zip(first.cycle().take(512 + FLIGHT_ROWS_MAX + 1)) {
+            launched_in(&mut flights, conversation, offset, 0);
+        }
+        let sizes = |flights: &Flights| {
+            let waiting = flights.flying.iter().filter(|f| f.asked.is_none());
+            waiting
+                .map(|f| (f.cargo.len(), f.conversations.len()))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(&flights), [(FLIGHT_ROWS_MAX, 512), (1, 1)]);
+
+        // So do those that were fanned out meanwhile.
+        let mut slow = Flights::default();
+        for offset in 0..512 + 10 {
+            launched_in(&mut slow, ConversationId(offset % 512), offset, offset);
+            while slow.next_to_fan_out(offset + SLOW, SLOW).is_some() {}
+        }
+        assert!(sizes(&slow).len() > 1, "the last isn't slow yet");
+        for number in 1..=10 {
+            slow.events_stored(number, true, 600);
+        }
+        let (number, rows) = slow.next_to_ask(600).expect("there is room for them");
+        let seqs: Vec<u64> = rows.iter().map(|row| row.seq).collect();
+        assert_eq!((number, seqs), (513, (512..522).collect()));
+        assert!(slow.flying.iter().all(|f| f.fanned_out));
     }
 
     #[test]

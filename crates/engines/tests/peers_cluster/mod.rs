@@ -83,7 +83,7 @@ pub fn addresses<const N: usize>() -> [SocketAddr; N] {
     let [.., high, low] = std::process::id().to_be_bytes();
     let host = Ipv4Addr::new(
         127,
-        64 | high % 64,
+        64 | (high % 64),
         low,
         CALLS.fetch_add(1, Ordering::Relaxed),
     );
