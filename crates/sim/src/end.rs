@@ -283,6 +283,9 @@ impl World {
             let Some(connection) = connection.filter(|_| is_ready) else {
                 continue;
             };
+            if !self.connections[connection].is_open {
+                continue; // Half open: its gateway has given it up, and the client doesn't know yet.
+            }
             let session = self.connections[connection].session;
             let entered = self.registry.of(name);
             if self
