@@ -87,6 +87,9 @@ const FLIGHT_REQUESTS_MAX: usize = 512;
 /// Rows in one flight: eight of each conversation, so that a backlog goes in few large requests.
 const FLIGHT_ROWS_MAX: usize = 8 * FLIGHT_REQUESTS_MAX;
 
+/// Bytes of one flight, with [`ROW_BYTES`] for each row: long bodies make fewer rows.
+const FLIGHT_BYTES_MAX: usize = 8 << 20;
+
 /// With so many rows of state a write takes those of no further flight.
 const STATE_ROWS_MAX: usize = 2_000;
 
@@ -146,7 +149,9 @@ impl Flights {
         taken: Micros,
     ) {
         let has_room = |flight: &Flight| {
-            flight.cargo.len() < FLIGHT_ROWS_MAX && flight.conversations.len() < FLIGHT_REQUESTS_MAX
+            flight.cargo.len() < FLIGHT_ROWS_MAX
+                && flight.conversations.len() < FLIGHT_REQUESTS_MAX
+                && flight.bytes < FLIGHT_BYTES_MAX
         };
         if !self.gathering.back().is_some_and(has_room) {
             self.last += 1;
@@ -354,6 +359,7 @@ impl Flight {
             && self.fanned_out == next.fanned_out
             && self.cargo.len() + next.cargo.len() <= FLIGHT_ROWS_MAX
             && self.conversations.len() + new <= FLIGHT_REQUESTS_MAX
+            && self.bytes + next.bytes <= FLIGHT_BYTES_MAX
     }
 
     fn take(&mut self, mut next: Flight) {
@@ -515,6 +521,29 @@ mod tests {
         let seqs: Vec<u64> = rows.iter().map(|row| row.seq).collect();
         assert_eq!((number, seqs), (513, (512..522).collect()));
         assert!(slow.flying.iter().all(|f| f.fanned_out));
+    }
+
+    #[test]
+    fn a_flight_of_long_bodies_has_fewer_rows() {
+        const BODY: usize = 64 << 10;
+        let mut flights = Flights::default();
+        let position = Position {
+            epoch: 1,
+            offset: 1,
+        };
+        for offset in 0..1_000 {
+            let mut row = EventRow::empty(ConversationId(1), offset, position, offset, 0);
+            row.body = vec![0; BODY].into();
+            let row = Arc::new(row);
+            flights.load(position, row, std::iter::empty(), SessionId(0), 0);
+        }
+        flights.launch(0);
+        while flights.next_to_ask(0).is_some() {}
+        assert_eq!(
+            flights.flying[0].cargo.len(),
+            FLIGHT_BYTES_MAX / (BODY + ROW_BYTES) + 1
+        );
+        assert_eq!(flights.flying.len(), 8);
     }
 
     #[test]
